@@ -1,0 +1,2 @@
+//! The `towpath` program. Everything it does is in the library's `cli`.
+fn main() {}

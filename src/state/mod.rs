@@ -1,0 +1,6 @@
+//! The rules: machines that take `(now, input)` and push actions into a sink.
+//!
+//! Nothing here reads a clock, starts a thread, takes a lock, draws a random number, hashes with a
+//! random seed or logs. What a machine needs from the world is handed to it.
+
+pub mod time;
