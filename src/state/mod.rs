@@ -3,4 +3,8 @@
 //! Nothing here reads a clock, starts a thread, takes a lock, draws a random number, hashes with a
 //! random seed or logs. What a machine needs from the world is handed to it.
 
+pub mod attempt;
+pub mod backoff;
+pub mod replay;
 pub mod time;
+pub mod timers;
