@@ -1,1 +1,3 @@
-//! The one integration binary.
+//! The one integration binary: one file a subject, names are sentences of behaviour.
+
+mod tidy;
