@@ -1,0 +1,36 @@
+# A few words for people. Anything longer than two lines is a script in tests/ or Rust.
+.DEFAULT_GOAL := words
+SHELL := bash
+.PHONY: words run test check setup sim install flake doc
+
+LISTEN ?= 127.0.0.1:7700
+DATA ?= towpath-data
+SEEDS ?= 1000
+RUNS ?= 5
+
+words: ## list these words
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+run: ## build, start one daemon with the embedded store (LISTEN=, DATA=), print where and what to try
+	@cargo build --release --locked && echo && sed 's|ADDR|$(LISTEN)|g' examples/first-use.txt && echo
+	@exec ./target/release/towpath serve --data $(DATA) --listen $(LISTEN)
+
+test: setup ## set up what the tests need and run all of them
+	cargo test --locked
+
+setup: ## install what the tests need beyond Rust, or say plainly what is missing
+	@tests/setup.sh
+
+check: ## fmt, clippy, rustdoc (warnings are errors), the walls (tidy)
+	cargo fmt --check && cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	cargo test --locked --test it tidy
+
+sim: ## the simulated engines over SEEDS= seeds (SEED= plays one again)
+	SEEDS=$(SEEDS) cargo test --locked --release --test it sim_ -- --nocapture
+
+flake: ## the whole suite RUNS= times; one failure is a failure
+	for run in $$(seq $(RUNS)); do echo "run $$run"; cargo test --locked --quiet || exit 1; done
+
+install: ## put the towpath program into cargo's bin folder
+	cargo install --locked --path .
