@@ -5,6 +5,9 @@
 
 pub mod attempt;
 pub mod backoff;
+pub mod batch;
+pub mod connection;
+pub mod metadata;
 pub mod replay;
 pub mod time;
 pub mod timers;

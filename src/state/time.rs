@@ -7,6 +7,8 @@ use std::fmt;
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A point on the monotonic clock, in nanoseconds since the runtime began.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Moment(pub u64);
@@ -76,7 +78,8 @@ impl fmt::Debug for Moment {
 }
 
 /// What the calendar says, in microseconds since 1970-01-01T00:00:00Z (what PostgreSQL keeps).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Wall(pub i64);
 
 impl Wall {
