@@ -2,7 +2,9 @@
 //! connection log, on plain threads.
 #![forbid(unsafe_code)]
 
+pub mod bus;
 pub mod error;
 pub mod state;
+pub mod store;
 
 pub use error::{Code, Error, Result};

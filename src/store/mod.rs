@@ -1,0 +1,121 @@
+//! Rows: what outlives a process, one trait per aspect.
+//!
+//! A store value belongs to one thread and to one connection; every call blocks until the database
+//! has answered. What a rule decides (a stream is running elsewhere, an offset lies beyond the tail)
+//! comes back as an outcome; a [`StoreError`] means that the database could not be asked.
+//!
+//! The same tables stand on SQLite and on PostgreSQL, and one suite of tests holds both to the same
+//! answers. Time comes from the database alone, so that replicas whose clocks are wrong agree.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use crate::error::{Code, Error};
+
+pub mod connections;
+pub mod metadata;
+pub mod replicas;
+pub mod streams;
+
+pub use connections::ConnectionStore;
+pub use metadata::MetadataStore;
+pub use replicas::ReplicaStore;
+pub use streams::StreamStore;
+
+/// Labels: a small map that is filtered by.
+pub type Labels = std::collections::BTreeMap<String, String>;
+
+/// Where stores come from. Each call opens a connection of its own.
+pub trait Stores: Send + Sync {
+    /// Streams, their messages, queues and turns.
+    fn streams(&self) -> Result<Box<dyn StreamStore>, StoreError>;
+    /// Agents and their metadata.
+    fn metadata(&self) -> Result<Box<dyn MetadataStore>, StoreError>;
+    /// The connection log and its dead letters.
+    fn connections(&self) -> Result<Box<dyn ConnectionStore>, StoreError>;
+    /// The registry of replicas and the relay's keys.
+    fn replicas(&self) -> Result<Box<dyn ReplicaStore>, StoreError>;
+    /// Which store this is.
+    fn identity(&self) -> Identity;
+    /// True when several processes may use it at once.
+    fn is_shared(&self) -> bool;
+}
+
+/// What every store can be asked.
+pub trait Store: Send {
+    /// Answers if the database can be written to now: a probe after failures, and for readiness.
+    fn ping(&mut self) -> Result<(), StoreError>;
+}
+
+/// Which store this is. A store that was lost or restored has another epoch, and every token
+/// handed out before is recognised as foreign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Drawn when the store was made.
+    pub store: Uuid,
+    /// Drawn again when it was restored.
+    pub epoch: Uuid,
+}
+
+/// What to do about a failed call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Try the same again later: no connection, a timeout, a conflict between transactions, a server
+    /// that shuts down. The outcome may be unknown; writes are idempotent or carry a key.
+    Retry,
+    /// Some row of the batch is not acceptable: halve it until the bad rows are alone.
+    Split,
+    /// Trying again will not help, nor will halving: wrong credentials, a missing table, a full disk
+    /// that stays full, a newer schema.
+    Fatal,
+}
+
+/// Why the database could not be asked, or did not do it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreError {
+    /// What to do about it.
+    pub class: Class,
+    /// What went wrong, stable between versions: `unreachable`, `timeout`, `busy`, `constraint`,
+    /// `encoding`, `newer_schema`, `full`, `damaged`, …
+    pub code: &'static str,
+    /// What and where, for a person.
+    pub text: String,
+}
+
+impl StoreError {
+    /// Worth the same call again.
+    pub fn retry(code: &'static str, text: impl Into<String>) -> StoreError {
+        StoreError { class: Class::Retry, code, text: text.into() }
+    }
+
+    /// A row of the batch is at fault.
+    pub fn split(code: &'static str, text: impl Into<String>) -> StoreError {
+        StoreError { class: Class::Split, code, text: text.into() }
+    }
+
+    /// Nothing will make this call succeed.
+    pub fn fatal(code: &'static str, text: impl Into<String>) -> StoreError {
+        StoreError { class: Class::Fatal, code, text: text.into() }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Error {
+        let code = match error.class {
+            Class::Retry => Code::StoreUnavailable,
+            Class::Split => Code::BadRequest,
+            Class::Fatal if error.code == "newer_schema" => Code::BadConfig,
+            Class::Fatal => Code::Io,
+        };
+        Error::new(code, error.text)
+    }
+}
