@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod engine;
 pub mod error;
+pub mod rt;
 pub mod state;
 pub mod store;
 

@@ -1,0 +1,3 @@
+//! Rooms: the threads that own machines, wake in one place and carry actions out.
+
+pub mod worker;

@@ -1,0 +1,397 @@
+//! How any room is started, fed, drained, stopped, joined, and what happens when it panics.
+//!
+//! A [`Room`] owns many machines of one kind. Its thread waits in exactly one place, here: for stop
+//! first, then for its inbox, then for its alarm. What has arrived is drained, up to a bound, before
+//! the room is woken, so that bursts coalesce. Alarms are levels, not edges: a room whose deadline
+//! has passed is woken until it names a later one.
+//!
+//! *Invariant:* one thread, one inbox, one first-in-first-out order. Data needs a permit, control
+//! uses the remainder of the same queue, so control about a link never overtakes its bytes and
+//! always has room.
+//!
+//! Stop ends waiting, not work: the room gets everything that is in the inbox in one last
+//! [`Room::end`]. What is sent after that comes back to the sender.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::rt::{Lock, Moment, Receiver, Rt, SendTimeoutError, Sender, Thread, TrySendError};
+
+/// Something that lives on a thread of its own.
+pub trait Room: Send + 'static {
+    /// What its inbox carries.
+    type Message: Send + 'static;
+
+    /// Handles everything that has arrived, at one moment. `inbox` may be empty: an alarm.
+    /// Whatever is left in `inbox` is dropped.
+    fn wake(&mut self, now: Moment, inbox: &mut Vec<Self::Message>);
+
+    /// When it wants to be woken though nothing arrives.
+    fn deadline(&self) -> Option<Moment>;
+
+    /// The last wake, with all that is left in the inbox.
+    fn end(&mut self, now: Moment, inbox: &mut Vec<Self::Message>) {
+        self.wake(now, inbox);
+    }
+
+    /// Called instead of anything else after a panic in `wake` or `end`: put into safety what is
+    /// held. The machines may be in any state.
+    fn salvage(&mut self) {}
+
+    /// Shows a simulation what the room holds; called after each wake. See [`Rt::facts`].
+    fn show(&self, _rt: &Rt) {}
+}
+
+/// How much fits into an inbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Data messages that may wait.
+    pub data: usize,
+    /// Control messages that may wait besides: as many as requests that can be open at once.
+    pub control: usize,
+    /// How many messages one wake gets at most, so that a flood does not starve the alarm.
+    pub drain: usize,
+}
+
+impl Bounds {
+    /// `data` messages, a quarter as many control messages (at least 64), 1,024 a wake.
+    pub const fn of(data: usize) -> Bounds {
+        let control = if data / 4 < 64 { 64 } else { data / 4 };
+        Bounds { data, control, drain: 1_024 }
+    }
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds::of(4_096)
+    }
+}
+
+/// A message that did not fit, or whose room has ended; it comes back.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refused<M> {
+    /// The inbox holds as much as it may.
+    Full(M),
+    /// The room has ended.
+    Ended(M),
+}
+
+impl<M> Refused<M> {
+    /// The message that was not taken.
+    pub fn into_inner(self) -> M {
+        match self {
+            Refused::Full(message) | Refused::Ended(message) => message,
+        }
+    }
+}
+
+enum Parcel<M> {
+    Data(M),
+    Control(M),
+}
+
+/// The way into a room. Cheap to clone.
+pub struct Inbox<M> {
+    queue: Sender<Parcel<M>>,
+    /// One token for each data message that waits; a full channel is what a lack of permits is, and
+    /// a caller from outside can wait for it.
+    permits: Sender<()>,
+}
+
+impl<M> Clone for Inbox<M> {
+    fn clone(&self) -> Inbox<M> {
+        Inbox { queue: self.queue.clone(), permits: self.permits.clone() }
+    }
+}
+
+impl<M> std::fmt::Debug for Inbox<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Inbox({} waiting)", self.queue.len())
+    }
+}
+
+impl<M: Send + 'static> Inbox<M> {
+    /// Data, if there is a permit. Never waits.
+    ///
+    /// # Errors
+    /// No permit, or the room has ended; the message comes back.
+    pub fn try_data(&self, message: M) -> Result<(), Refused<M>> {
+        match self.permits.try_send(()) {
+            Ok(()) => self.put(Parcel::Data(message)),
+            Err(TrySendError::Full(())) => Err(Refused::Full(message)),
+            Err(TrySendError::Disconnected(())) => Err(Refused::Ended(message)),
+        }
+    }
+
+    /// Data, waiting for a permit until `deadline`: for callers from outside, never for a room or an
+    /// I/O thread. Woken by the room draining its inbox or ending.
+    ///
+    /// # Errors
+    /// No permit in time, or the room has ended; the message comes back.
+    pub fn data(&self, message: M, deadline: Moment) -> Result<(), Refused<M>> {
+        match self.permits.send_deadline((), deadline) {
+            Ok(()) => self.put(Parcel::Data(message)),
+            Err(SendTimeoutError::Timeout(())) => Err(Refused::Full(message)),
+            Err(SendTimeoutError::Disconnected(())) => Err(Refused::Ended(message)),
+        }
+    }
+
+    /// Control: answers to requests, closes, things whose number is bounded by what is open. Never
+    /// waits; `Full` means that a credit was miscounted.
+    ///
+    /// # Errors
+    /// The reserve is used up, or the room has ended; the message comes back.
+    pub fn control(&self, message: M) -> Result<(), Refused<M>> {
+        self.put(Parcel::Control(message))
+    }
+
+    /// How many messages wait.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn put(&self, parcel: Parcel<M>) -> Result<(), Refused<M>> {
+        let open = |parcel| match parcel {
+            Parcel::Data(message) | Parcel::Control(message) => message,
+        };
+        // Full cannot be for data: the queue holds every permit and the reserve besides.
+        self.queue.try_send(parcel).map_err(|error| match error {
+            TrySendError::Full(parcel) => Refused::Full(open(parcel)),
+            TrySendError::Disconnected(parcel) => Refused::Ended(open(parcel)),
+        })
+    }
+}
+
+/// The rooms of one engine: who is stuck, and whether one has panicked.
+#[derive(Clone)]
+pub struct Crew {
+    rt: Rt,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    poisoned: AtomicBool,
+    cause: Lock<Option<String>>,
+    rooms: Lock<Vec<Arc<Beat>>>,
+}
+
+/// When a room woke, while it is awake.
+struct Beat {
+    name: String,
+    /// Nanoseconds of the wake under way, plus one; 0 while it waits.
+    awake_since: AtomicU64,
+    ended: AtomicBool,
+}
+
+impl Crew {
+    /// A crew without rooms.
+    pub fn new(rt: &Rt) -> Crew {
+        Crew { rt: rt.clone(), shared: Arc::default() }
+    }
+
+    /// The runtime its rooms run on.
+    pub fn rt(&self) -> &Rt {
+        &self.rt
+    }
+
+    /// What the first room that panicked said; nothing while all is well.
+    pub fn poisoned(&self) -> Option<String> {
+        if !self.shared.poisoned.load(Ordering::Acquire) {
+            return None;
+        }
+        self.shared.cause.lock().clone()
+    }
+
+    /// The rooms that have been awake for longer than `limit`: blocked, or drowning.
+    pub fn stuck(&self, now: Moment, limit: Duration) -> Vec<(String, Duration)> {
+        let rooms = self.shared.rooms.lock();
+        let awake = rooms.iter().filter_map(|beat| {
+            let since = beat.awake_since.load(Ordering::Relaxed).checked_sub(1)?;
+            Some((beat.name.clone(), now.since(Moment(since))))
+        });
+        awake.filter(|(_, awake)| *awake > limit).collect()
+    }
+
+    /// The names of the rooms that run.
+    pub fn rooms(&self) -> Vec<String> {
+        self.shared.rooms.lock().iter().map(|beat| beat.name.clone()).collect()
+    }
+
+    fn enlist(&self, name: &str) -> Arc<Beat> {
+        let beat = Arc::new(Beat {
+            name: name.to_owned(),
+            awake_since: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        });
+        let mut rooms = self.shared.rooms.lock();
+        rooms.retain(|beat| !beat.ended.load(Ordering::Relaxed));
+        rooms.push(beat.clone());
+        beat
+    }
+
+    fn poison(&self, cause: String) {
+        let first = {
+            let mut slot = self.shared.cause.lock();
+            let first = slot.is_none();
+            if first {
+                *slot = Some(cause.clone());
+            }
+            first
+        };
+        self.shared.poisoned.store(true, Ordering::Release);
+        if first {
+            log::error!("{cause}; the engine drains and stops");
+        }
+    }
+}
+
+impl std::fmt::Debug for Crew {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Crew").field("rooms", &self.rooms()).field("poisoned", &self.poisoned()).finish()
+    }
+}
+
+/// A running room. Dropping it stops the room, gives it its last wake and joins its thread.
+#[derive(Debug)]
+#[must_use = "dropping a worker stops its room"]
+pub struct Worker {
+    // Declared, and so dropped, in this order: the thread is joined after stop was said.
+    stop: Option<Sender<()>>,
+    thread: Option<Thread<()>>,
+}
+
+impl Worker {
+    /// Starts a room on a thread called `name`. `make` gets the room's own inbox, for answers to
+    /// what the room asks of others.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn spawn<R: Room>(
+        crew: &Crew,
+        name: impl Into<String>,
+        bounds: Bounds,
+        make: impl FnOnce(&Inbox<R::Message>) -> R,
+    ) -> crate::Result<(Worker, Inbox<R::Message>)> {
+        let name = name.into();
+        let rt = crew.rt();
+        let (stop, stopped) = rt.channel("stop", 1);
+        let (queue, arrivals) = rt.channel("inbox", bounds.data + bounds.control);
+        let (permits, spent) = rt.channel("permits", bounds.data);
+        let inbox = Inbox { queue, permits };
+        let beat = crew.enlist(&name);
+        let shell = Shell { crew: crew.clone(), stopped, arrivals, spent, drain: bounds.drain, beat };
+        let room = make(&inbox);
+        let thread = rt.spawn(name, move || shell.run(room))?;
+        Ok((Worker { stop: Some(stop), thread: Some(thread) }, inbox))
+    }
+
+    /// Tells the room to stop without waiting for its end; dropping the worker waits.
+    pub fn stop(&mut self) {
+        self.stop = None;
+    }
+
+    /// Whether the room has ended.
+    pub fn is_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(Thread::is_finished)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Let go of stop before joining; the other order waits for ever.
+        self.stop = None;
+        self.thread = None;
+    }
+}
+
+/// What runs on the room's thread around the room.
+struct Shell<M> {
+    crew: Crew,
+    stopped: Receiver<()>,
+    arrivals: Receiver<Parcel<M>>,
+    spent: Receiver<()>,
+    drain: usize,
+    beat: Arc<Beat>,
+}
+
+impl<M: Send + 'static> Shell<M> {
+    fn run<R: Room<Message = M>>(self, mut room: R) {
+        let mut parcels = Vec::new();
+        let mut inbox = Vec::new();
+        loop {
+            let stop = self.wait(room.deadline());
+            let max = if stop { usize::MAX } else { self.drain };
+            self.unpack(&mut parcels, &mut inbox, max);
+            let now = self.crew.rt.now();
+            self.beat.awake_since.store(now.0.wrapping_add(1), Ordering::Relaxed);
+            let woken = catch_unwind(AssertUnwindSafe(|| {
+                if stop {
+                    room.end(now, &mut inbox);
+                } else {
+                    room.wake(now, &mut inbox);
+                }
+            }));
+            self.beat.awake_since.store(0, Ordering::Relaxed);
+            inbox.clear();
+            if let Err(panic) = woken {
+                self.fail(&mut room, panic);
+                break;
+            }
+            room.show(&self.crew.rt);
+            if stop {
+                break;
+            }
+        }
+        self.beat.ended.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for whatever comes first. Woken by stop, by a sender, by the alarm.
+    fn wait(&self, deadline: Option<Moment>) -> bool {
+        let mut select = self.crew.rt.select_biased();
+        let stop = select.recv(&self.stopped);
+        select.recv(&self.arrivals);
+        select.ready(deadline) == Some(stop)
+    }
+
+    fn unpack(&self, parcels: &mut Vec<Parcel<M>>, inbox: &mut Vec<M>, max: usize) {
+        self.arrivals.drain_into(parcels, max);
+        let mut data = 0;
+        inbox.extend(parcels.drain(..).map(|parcel| match parcel {
+            Parcel::Data(message) => {
+                data += 1;
+                message
+            }
+            Parcel::Control(message) => message,
+        }));
+        for _ in 0..data {
+            // Each data message was put in after its permit, so this many are there.
+            let permit = self.spent.try_recv();
+            debug_assert!(permit.is_ok(), "a data message arrived without a permit");
+        }
+    }
+
+    fn fail<R: Room>(&self, room: &mut R, panic: Box<dyn std::any::Any + Send>) {
+        #[cfg(any(/* testing */))]
+        let panic = match crate::rt::sim::as_unwinding(panic) {
+            // The run is over or the node was killed: the room must not get to do anything more.
+            Ok(unwinding) => std::panic::resume_unwind(unwinding),
+            Err(panic) => panic,
+        };
+        let name = &self.beat.name;
+        self.crew.poison(format!("room {name} panicked: {}", crate::rt::message(panic.as_ref())));
+        if catch_unwind(AssertUnwindSafe(|| room.salvage())).is_err() {
+            log::error!("room {name} panicked again while saving what it held; that is lost");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
