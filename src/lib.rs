@@ -6,6 +6,7 @@ pub mod bus;
 pub mod engine;
 pub mod error;
 pub mod rt;
+pub mod metrics;
 pub mod state;
 pub mod store;
 
