@@ -5,8 +5,8 @@
 pub mod bus;
 pub mod engine;
 pub mod error;
-pub mod rt;
 pub mod metrics;
+pub mod rt;
 pub mod state;
 pub mod store;
 
