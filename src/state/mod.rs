@@ -9,5 +9,7 @@ pub mod batch;
 pub mod connection;
 pub mod metadata;
 pub mod replay;
+pub mod retry;
 pub mod time;
 pub mod timers;
+pub mod watch;
