@@ -6,11 +6,9 @@ pub mod bus;
 pub mod codec;
 pub mod engine;
 pub mod error;
-pub mod front;
 pub mod metrics;
 pub mod rt;
 pub mod state;
 pub mod store;
-pub mod wire;
 
 pub use error::{Code, Error, Result};

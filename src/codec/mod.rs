@@ -1,3 +1,3 @@
-//! Bytes to values and back, without I/O.
+//! Bytes to values and back: no I/O, no clock, nothing that waits.
 
-pub mod sse;
+pub mod token;
