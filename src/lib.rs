@@ -4,6 +4,7 @@
 
 pub mod bus;
 pub mod codec;
+pub mod config;
 pub mod engine;
 pub mod error;
 pub mod metrics;

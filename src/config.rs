@@ -1,0 +1,275 @@
+//! Settings: typed, parsed once, explained from one table.
+//!
+//! The table below is the only place a setting is named; the struct, the parser, the manual
+//! (`docs/configuration.md`), `config init`, `config show` and the environment's names come from it.
+//! What is closer to the hand wins: flags, then the environment (`TOWPATH_SECTION__KEY`), then the
+//! file, then defaults. An unknown key is an error that names the nearest known one, and all errors are
+//! reported at once. Zero is never "off": `"off"` is.
+
+mod load;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use load::{ConfigError, Flag, Origin, Problem, Sources};
+pub use value::{ListenAt, LogFormat, LogLevel, OrAuto, OrOff, Size, StoreAt};
+use value::{Raw, Setting};
+
+/// One setting as the manual shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// `section.key`.
+    pub name: &'static str,
+    /// What can be written.
+    pub kind: &'static str,
+    /// The default, as text.
+    pub default: &'static str,
+    /// What it does, when one would change it, what it pulls along.
+    pub doc: &'static str,
+    /// Whether SIGHUP applies a change, or a restart is needed.
+    pub live: bool,
+}
+
+/// Sections with what they are about, in the order of the manual.
+#[derive(Clone, Copy, Debug)]
+pub struct Section {
+    /// Its name in brackets.
+    pub name: &'static str,
+    /// What it is about.
+    pub doc: &'static str,
+}
+
+macro_rules! live {
+    (live) => {
+        true
+    };
+    (restart) => {
+        false
+    };
+}
+
+macro_rules! settings {
+    ($(
+        $(#[doc = $section_doc:literal])*
+        $section:ident: $Section:ident {$(
+            $(#[doc = $doc:literal])*
+            $key:ident: $kind:ty = $default:literal, $live:ident;
+        )*}
+    )*) => {
+        $(
+            $(#[doc = $section_doc])*
+            #[derive(Clone, Debug, PartialEq)]
+            pub struct $Section {$(
+                $(#[doc = $doc])*
+                pub $key: $kind,
+            )*}
+
+            impl Default for $Section {
+                fn default() -> $Section {
+                    $Section {$(
+                        $key: Setting::read(&Raw::Text($default.to_owned()))
+                            .expect(concat!("the default of ", stringify!($section), ".", stringify!($key), " reads")),
+                    )*}
+                }
+            }
+        )*
+
+        /// Everything that can be set.
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub struct Config {
+            $($(#[doc = $section_doc])* pub $section: $Section,)*
+            /// Where each setting that is not at its default came from.
+            origins: BTreeMap<&'static str, Origin>,
+        }
+
+        /// Every section, in the order of the manual.
+        pub const SECTIONS: &[Section] = &[
+            $(Section { name: stringify!($section), doc: concat!($($section_doc, "\n",)*) },)*
+        ];
+
+        /// Every setting, in the order of the manual.
+        pub const KEYS: &[Key] = &[$($(
+            Key {
+                name: concat!(stringify!($section), ".", stringify!($key)),
+                kind: <$kind as Setting>::KIND,
+                default: $default,
+                doc: concat!($($doc, "\n",)*),
+                live: live!($live),
+            },
+        )*)*];
+
+        impl Config {
+            /// Sets one setting; `None` if there is no such name.
+            fn put(&mut self, name: &str, raw: &Raw) -> Option<Result<(), String>> {
+                $($(
+                    if name == concat!(stringify!($section), ".", stringify!($key)) {
+                        return Some(Setting::read(raw).map(|value| self.$section.$key = value));
+                    }
+                )*)*
+                None
+            }
+
+            /// Every setting with its value as TOML, secrets taken out.
+            pub fn values(&self) -> Vec<(&'static str, String)> {
+                vec![$($(
+                    (concat!(stringify!($section), ".", stringify!($key)), self.$section.$key.write()),
+                )*)*]
+            }
+        }
+    };
+}
+
+settings! {
+    /// Where the daemon is reached and how it stops.
+    server: Server {
+        /// Where to listen for everything but replicas. Anything but loopback needs `auth.token_file`
+        /// (or `server.insecure`). Port 0 lets the system choose; the choice is printed.
+        listen: ListenAt = "127.0.0.1:7700", restart;
+        /// How many threads carry connections. One for each core is right unless the machine does much else.
+        io_threads: OrAuto = "auto", restart;
+        /// Serve an address that strangers can reach although there is no authentication. For closed
+        /// networks and trials only.
+        insecure: bool = "false", restart;
+        /// Origins, besides the daemon's own, whose pages may use it from a browser, like
+        /// `https://app.example.com`.
+        allow_origins: Vec<String> = "", restart;
+        /// How long connections are told to go elsewhere before a stop; each is closed at a random
+        /// instant within it, so that they do not all come back at once. Part of `server.shutdown_total`.
+        drain_window: Duration = "5s", live;
+        /// The longest a stop may take, draining and the last writes included. Service managers should
+        /// wait a little longer than this before they kill.
+        shutdown_total: Duration = "10s", live;
+    }
+
+    /// Where rows live.
+    store: Store {
+        /// The store. SQLite needs nothing and serves one machine; PostgreSQL serves many replicas.
+        url: StoreAt = "sqlite", restart;
+        /// The data directory: the SQLite file and the spool. Made if missing, readable by its owner only,
+        /// used by one daemon at a time.
+        data: PathBuf = "towpath-data", restart;
+        /// Threads that read for followers catching up and for lists.
+        readers: u64 = "2", restart;
+        /// Threads that write what the doors take in.
+        writers: u64 = "2", restart;
+    }
+
+    /// Who may do what.
+    auth: Auth {
+        /// A file of tokens (only their hashes; `towpath token new` makes a line). Read again on SIGHUP.
+        /// Without it everybody may do everything, which is allowed on loopback only.
+        token_file: OrOff<PathBuf> = "off", live;
+    }
+
+    /// What the daemon says about itself, on standard error.
+    log: Log {
+        /// How much.
+        level: LogLevel = "info", live;
+        /// For people or for machines.
+        format: LogFormat = "auto", restart;
+    }
+}
+
+impl Config {
+    /// Where the value of `name` came from.
+    pub fn origin(&self, name: &str) -> Origin {
+        self.origins.get(name).cloned().unwrap_or(Origin::Default)
+    }
+
+    /// The settings that differ between two configurations and that SIGHUP cannot apply.
+    pub fn needs_restart(&self, other: &Config) -> Vec<&'static str> {
+        let changed = self.values().into_iter().zip(other.values()).filter(|(a, b)| a != b);
+        let is_live = |name: &str| KEYS.iter().any(|key| key.name == name && key.live);
+        let mut names: Vec<&'static str> =
+            changed.map(|((name, _), _)| name).filter(|n| !is_live(n)).collect();
+        // Its password does not show in `values`.
+        if self.store.url != other.store.url && !names.contains(&"store.url") {
+            names.push("store.url");
+        }
+        names
+    }
+
+    /// What single values cannot say: settings that contradict one another.
+    fn contradictions(&self) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        let open = self.auth.token_file == OrOff::Off && !self.server.insecure;
+        if open && !self.server.listen.is_local() {
+            let text = format!(
+                "{} can be reached by strangers and there is no authentication: set auth.token_file \
+                 (`towpath token new`), listen on 127.0.0.1, or say server.insecure = true",
+                self.server.listen
+            );
+            found.push(("server.listen", text));
+        }
+        if self.server.drain_window > self.server.shutdown_total {
+            let text = "is longer than server.shutdown_total, of which it is a part".to_owned();
+            found.push(("server.drain_window", text));
+        }
+        found
+    }
+}
+
+/// `docs/configuration.md`.
+pub fn manual() -> String {
+    let mut text = String::from(
+        "# Configuration\n\n\
+         This page is written by `towpath config doc`; a test holds it to the code.\n\n\
+         Flags win over the environment, the environment over the file, the file over defaults. A file is\n\
+         TOML: `towpath serve --config towpath.toml`; `towpath config init` prints one with every setting,\n\
+         `towpath config check FILE` says what is wrong with yours (exit 78), `towpath config show --origin`\n\
+         says what holds and why. In the environment `server.listen` is `TOWPATH_SERVER__LISTEN`.\n\n\
+         Unknown names are errors. Zero is never \"off\": `\"off\"` is. SIGHUP reads everything again, all or\n\
+         nothing; settings marked *live* change at once, the others at the next start.\n",
+    );
+    for section in SECTIONS {
+        text += &format!("\n## [{}]\n\n{}", section.name, unindented(section.doc));
+        for key in keys_of(section) {
+            let live = if key.live { " · live" } else { "" };
+            let default = default_as_toml(key);
+            text += &format!("\n### `{}`\n\n{}", key.name, unindented(key.doc));
+            text += &format!("\n{} · default `{default}`{live}\n", key.kind);
+        }
+    }
+    text
+}
+
+/// A file with every setting at its default, explained: what `config init` prints.
+pub fn sample() -> String {
+    let mut text = String::from("# towpath's settings, all at their defaults. Uncomment what you change.\n");
+    for section in SECTIONS {
+        text += &format!("\n{}[{}]\n", commented(section.doc), section.name);
+        for key in keys_of(section) {
+            let name = key.name.split_once('.').map_or(key.name, |(_, name)| name);
+            text += &format!(
+                "\n{}# {}\n# {name} = {}\n",
+                commented(key.doc),
+                key.kind.replace('`', ""),
+                default_as_toml(key)
+            );
+        }
+    }
+    text
+}
+
+fn keys_of(section: &Section) -> impl Iterator<Item = &'static Key> {
+    let name = section.name;
+    KEYS.iter().filter(move |key| key.name.split('.').next() == Some(name))
+}
+
+fn default_as_toml(key: &Key) -> String {
+    let values = Config::default().values();
+    values.into_iter().find(|(name, _)| *name == key.name).map(|(_, value)| value).unwrap_or_default()
+}
+
+fn unindented(doc: &str) -> String {
+    doc.lines().map(|line| format!("{}\n", line.trim())).collect()
+}
+
+fn commented(doc: &str) -> String {
+    doc.lines().map(|line| format!("# {}\n", line.trim())).collect()
+}
