@@ -9,6 +9,7 @@ pub mod batch;
 pub mod connection;
 pub mod metadata;
 pub mod relay;
+pub mod pipe;
 pub mod replay;
 pub mod stream;
 pub mod time;

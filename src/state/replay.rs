@@ -210,6 +210,15 @@ impl Replay {
         Ok(Slices { replay: self, at: (offset - self.base) as usize, left })
     }
 
+    /// `count` bytes passed by without being kept. Only an empty log can be passed.
+    pub fn skip(&mut self, count: u64, pool: &mut Pool) {
+        assert!(self.is_empty(), "bytes cannot overtake the ones that are kept");
+        self.release_all(pool);
+        self.end += count;
+        self.acked = self.end;
+        self.base = self.end;
+    }
+
     /// Lets go of everything, whatever the peer has: the pipe is over.
     pub fn clear(&mut self, pool: &mut Pool) {
         self.acked = self.end;
