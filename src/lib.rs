@@ -7,9 +7,11 @@ pub mod codec;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod front;
 pub mod metrics;
 pub mod rt;
 pub mod state;
 pub mod store;
+pub mod wire;
 
 pub use error::{Code, Error, Result};

@@ -1,0 +1,389 @@
+//! Method and path to handler.
+
+use std::sync::Arc;
+
+use super::auth::{Guard, OpenDoor, Role};
+use super::query::{Query, decode};
+use super::reply::Reply;
+use super::request::Request;
+use crate::wire::http::{Framing, Head, Method, Response};
+use crate::wire::{Exchange, Front, Peer, Plan};
+
+type Handler = Arc<dyn Fn(Request, Reply) + Send + Sync>;
+
+/// What a caller must show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing: health, metrics on a private listener, the dashboard's page.
+    Nothing,
+    /// Any valid credentials.
+    Anybody,
+    /// One of these roles (or `admin`).
+    Roles(&'static [Role]),
+}
+
+/// How a route takes its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Takes {
+    /// All of it, up to so many bytes, before the handler is called.
+    Whole(usize),
+    /// The handler is called with the head and asks for the body.
+    Streamed,
+}
+
+/// The body a route takes if it says nothing.
+const BODY_MAX: usize = 1024 * 1024;
+
+/// One method on one path. Built in a chain that ends with [`Route::to`].
+///
+/// A pattern is made of literal segments, `{name}` (one segment) and at most one `{name*}` (one segment or
+/// more). Of several patterns that match, the one with the most literal segments is taken.
+#[derive(Clone)]
+pub struct Route {
+    method: Method,
+    pattern: String,
+    segments: Vec<Segment>,
+    about: String,
+    need: Need,
+    takes: Takes,
+    answers: Vec<u16>,
+    query: Vec<String>,
+    handler: Handler,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Segment {
+    Literal(String),
+    One(String),
+    Many(String),
+}
+
+impl Route {
+    /// A route for any method.
+    ///
+    /// # Panics
+    /// If the pattern does not begin with a slash or has two `{name*}`: routes are written by us.
+    pub fn new(method: Method, pattern: &str) -> Route {
+        let path = pattern.strip_prefix('/').expect("a pattern begins with a slash");
+        let segments: Vec<Segment> = path.split('/').map(segment).collect();
+        let many = segments.iter().filter(|segment| matches!(segment, Segment::Many(_))).count();
+        assert!(many <= 1, "{pattern} has more than one parameter that may hold slashes");
+        Route {
+            method,
+            pattern: pattern.to_owned(),
+            segments,
+            about: String::new(),
+            need: Need::Anybody,
+            takes: Takes::Whole(BODY_MAX),
+            answers: vec![200],
+            query: Vec::new(),
+            handler: Arc::new(|_, reply| reply.problem(501, "not_implemented", "this route has no handler")),
+        }
+    }
+
+    /// A route for GET (and HEAD, whose answer is the same without its body).
+    pub fn get(pattern: &str) -> Route {
+        Route::new(Method::Get, pattern)
+    }
+
+    /// A route for POST.
+    pub fn post(pattern: &str) -> Route {
+        Route::new(Method::Post, pattern)
+    }
+
+    /// A route for PUT.
+    pub fn put(pattern: &str) -> Route {
+        Route::new(Method::Put, pattern)
+    }
+
+    /// A route for PATCH.
+    pub fn patch(pattern: &str) -> Route {
+        Route::new(Method::Patch, pattern)
+    }
+
+    /// A route for DELETE.
+    pub fn delete(pattern: &str) -> Route {
+        Route::new(Method::Delete, pattern)
+    }
+
+    /// A route for HEAD, where it is not what GET answers without the body.
+    pub fn head(pattern: &str) -> Route {
+        Route::new(Method::Head, pattern)
+    }
+
+    /// What it does, in a line, for `/openapi.json`.
+    #[must_use]
+    pub fn about(mut self, about: &str) -> Route {
+        about.clone_into(&mut self.about);
+        self
+    }
+
+    /// Needs this role (or `admin`).
+    #[must_use]
+    pub fn needs(self, role: Role) -> Route {
+        self.needs_one_of(role.alone())
+    }
+
+    /// Needs one of these roles (or `admin`).
+    #[must_use]
+    pub fn needs_one_of(mut self, roles: &'static [Role]) -> Route {
+        self.need = Need::Roles(roles);
+        self
+    }
+
+    /// Needs nothing at all.
+    #[must_use]
+    pub fn open(mut self) -> Route {
+        self.need = Need::Nothing;
+        self
+    }
+
+    /// The largest body (1 MiB if this is not called); a larger one is a 413.
+    #[must_use]
+    pub fn body_max(mut self, bytes: usize) -> Route {
+        self.takes = Takes::Whole(bytes);
+        self
+    }
+
+    /// Calls the handler as soon as the head is there; [`Reply::stream_body`] lets the body flow.
+    #[must_use]
+    pub fn streamed(mut self) -> Route {
+        self.takes = Takes::Streamed;
+        self
+    }
+
+    /// The statuses it answers with, for `/openapi.json` (errors that every route has are added).
+    #[must_use]
+    pub fn answers(mut self, statuses: &[u16]) -> Route {
+        self.answers = statuses.to_vec();
+        self
+    }
+
+    /// The query parameters it knows, for `/openapi.json`.
+    #[must_use]
+    pub fn takes_query(mut self, names: &[&str]) -> Route {
+        self.query = names.iter().map(|&name| name.to_owned()).collect();
+        self
+    }
+
+    /// Who answers.
+    #[must_use]
+    pub fn to(mut self, handler: impl Fn(Request, Reply) + Send + Sync + 'static) -> Route {
+        self.handler = Arc::new(handler);
+        self
+    }
+
+    /// Its method.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Its pattern.
+    pub fn pattern(&self) -> &str {
+        &self.pattern
+    }
+
+    /// What a caller must show.
+    pub fn need(&self) -> Need {
+        self.need
+    }
+
+    pub(super) fn summary(&self) -> &str {
+        &self.about
+    }
+
+    pub(super) fn statuses(&self) -> &[u16] {
+        &self.answers
+    }
+
+    pub(super) fn query_names(&self) -> &[String] {
+        &self.query
+    }
+
+    pub(super) fn param_names(&self) -> impl Iterator<Item = &str> {
+        self.segments.iter().filter_map(|segment| match segment {
+            Segment::Literal(_) => None,
+            Segment::One(name) | Segment::Many(name) => Some(name.as_str()),
+        })
+    }
+
+    /// How many segments are literal: what makes one pattern win over another.
+    fn literals(&self) -> usize {
+        self.segments.iter().filter(|segment| matches!(segment, Segment::Literal(_))).count()
+    }
+
+    /// The parameters, if the path fits the pattern.
+    fn fit(&self, path: &[&str]) -> Option<Vec<(String, String)>> {
+        let mut params = Vec::new();
+        let mut rest = path;
+        let mut segments = &self.segments[..];
+        while let Some((segment, behind)) = segments.split_first() {
+            let take = match segment {
+                Segment::Many(_) => rest.len().checked_sub(behind.len())?.max(1),
+                _ => 1,
+            };
+            let (here, next) = rest.split_at_checked(take)?;
+            match segment {
+                Segment::Literal(text) if text == here[0] => {}
+                Segment::Literal(_) => return None,
+                Segment::One(_) if here[0].is_empty() => return None,
+                Segment::One(name) => params.push((name.clone(), here[0].to_owned())),
+                Segment::Many(name) => params.push((name.clone(), here.join("/"))),
+            }
+            (segments, rest) = (behind, next);
+        }
+        rest.is_empty().then_some(params)
+    }
+}
+
+fn segment(text: &str) -> Segment {
+    match text.strip_prefix('{').and_then(|text| text.strip_suffix('}')) {
+        None => Segment::Literal(text.to_owned()),
+        Some(name) => match name.strip_suffix('*') {
+            Some(name) => Segment::Many(name.to_owned()),
+            None => Segment::One(name.to_owned()),
+        },
+    }
+}
+
+/// All routes, and the guard before them. Built once, then shared by the I/O threads.
+pub struct Router {
+    routes: Vec<Route>,
+    guard: Arc<dyn Guard>,
+}
+
+impl Default for Router {
+    fn default() -> Router {
+        Router::new()
+    }
+}
+
+impl Router {
+    /// A router without routes that lets everybody in.
+    pub fn new() -> Router {
+        Router { routes: Vec::new(), guard: Arc::new(OpenDoor) }
+    }
+
+    /// Puts a guard before the routes.
+    pub fn guard(&mut self, guard: Arc<dyn Guard>) {
+        self.guard = guard;
+    }
+
+    /// Adds a route.
+    ///
+    /// # Panics
+    /// If the method and pattern are there already: routes are written by us.
+    pub fn add(&mut self, route: Route) {
+        let twice = |other: &&Route| other.method == route.method && other.pattern == route.pattern;
+        if let Some(other) = self.routes.iter().find(twice) {
+            panic!("the route {} {} is there twice", other.method, other.pattern);
+        }
+        self.routes.push(route);
+    }
+
+    /// Every route.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// The best pattern that fits, under any method: routes of that pattern and the parameters.
+    fn find(&self, path: &str) -> Option<(&str, Vec<(String, String)>)> {
+        let segments: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
+        let fitting = self.routes.iter().filter_map(|route| Some((route, route.fit(&segments)?)));
+        let (route, params) =
+            fitting.max_by_key(|(route, _)| (route.literals(), std::cmp::Reverse(route.pattern.len())))?;
+        Some((&route.pattern, params))
+    }
+
+    fn with_method(&self, pattern: &str, method: Method) -> Option<&Route> {
+        let of =
+            |method| self.routes.iter().find(move |route| route.pattern == pattern && route.method == method);
+        match method {
+            Method::Head => of(Method::Head).or_else(|| of(Method::Get)),
+            _ => of(method),
+        }
+    }
+
+    fn allowed(&self, pattern: &str) -> String {
+        let methods = self.routes.iter().filter(|route| route.pattern == pattern).map(|route| route.method);
+        let mut methods: Vec<Method> = methods.collect();
+        if methods.contains(&Method::Get) && !methods.contains(&Method::Head) {
+            methods.push(Method::Head);
+        }
+        methods.push(Method::Options);
+        methods.sort();
+        let names: Vec<&str> = methods.into_iter().map(Method::as_str).collect();
+        names.join(", ")
+    }
+}
+
+impl Front for Router {
+    fn request(&self, head: Head, peer: &Peer, exchange: Exchange) -> Plan {
+        let extra = match self.guard.origin(&head, peer) {
+            Ok(extra) => extra,
+            Err(response) => return refuse(exchange, response),
+        };
+        let reply = Reply::new(exchange, &head, extra);
+        match self.prepare(head, peer) {
+            Ok((route, request)) => match route.takes {
+                Takes::Streamed => {
+                    (route.handler)(request, reply);
+                    Plan::Streamed
+                }
+                Takes::Whole(max) => {
+                    if matches!(request.head.framing, Framing::Length(length) if length > max as u64) {
+                        reply.send(too_large(max));
+                        return Plan::Answered;
+                    }
+                    let handler = route.handler.clone();
+                    let then = Box::new(move |body| handler(Request { body, ..request }, reply));
+                    Plan::Whole { max, then }
+                }
+            },
+            Err(response) => {
+                reply.send(*response);
+                Plan::Answered
+            }
+        }
+    }
+}
+
+fn refuse(exchange: Exchange, response: Response) -> Plan {
+    exchange.answer(response);
+    Plan::Answered
+}
+
+/// What a body over its limit is answered with.
+pub(crate) fn too_large(max: usize) -> Response {
+    Response::problem(413, "too_large", &format!("the body is over its limit of {max} bytes")).closing()
+}
+
+impl Router {
+    /// Finds the route and checks who asks; an `Err` is the answer.
+    fn prepare(&self, head: Head, peer: &Peer) -> Result<(&Route, Request), Box<Response>> {
+        let bad = |detail| Box::new(Response::problem(400, "bad_request", detail));
+        let path = decode(&head.path).filter(|path| !path.chars().any(char::is_control));
+        let path = path.ok_or_else(|| bad("the path is not UTF-8 or holds control characters"))?;
+        let query = Query::parse(&head.query).ok_or_else(|| bad("the query is not UTF-8"))?;
+        if head.method == Method::Options && path == "*" {
+            return Err(Box::new(
+                Response::new(204).header("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+            ));
+        }
+        let Some((pattern, params)) = self.find(&path) else {
+            return Err(Box::new(Response::problem(404, "not_found", "there is nothing at this path")));
+        };
+        let Some(route) = self.with_method(pattern, head.method) else {
+            let allowed = self.allowed(pattern);
+            return Err(Box::new(match head.method {
+                Method::Options => self.guard.preflight(&head, &allowed).header("allow", allowed),
+                _ => {
+                    let detail = format!("this path knows {allowed}");
+                    Response::problem(405, "method_not_allowed", &detail).header("allow", allowed)
+                }
+            }));
+        };
+        let who = self.guard.admit(&head, &query, peer, route.need)?;
+        Ok((route, Request { head, path, params, query, who, peer: *peer, body: Vec::new() }))
+    }
+}

@@ -1,0 +1,744 @@
+//! What a room holds of a connection, and what it hears of it.
+//!
+//! *Sending.* A [`LinkHandle`] puts orders into the inbox of the link's I/O thread, first in first out,
+//! and never waits: `send` three catch-up frames, `mark(1)`, `join` a group, and the peer sees exactly
+//! that order. A [`Group`] belongs to one room; [`Group::fanout`] costs one order per I/O thread, however
+//! many members it has.
+//!
+//! *Hearing.* Each link has one [`Owner`]: an [`Outlet`] (a room's inbox) and a tag the room picked. Events
+//! of one poll round come as one [`LinkBatch`]. While the room's inbox is full the I/O thread keeps the
+//! batch, stops reading the links in it, and tries again each round: backpressure reaches the peer, and
+//! `Closed` never overtakes bytes because both stand in the same batch.
+//!
+//! *Credit.* Frames sent with [`LinkHandle::send`] count against the link's bound (1 MiB): a peer that
+//! does not read is cut. Catch-up frames, sent with [`LinkHandle::send_paced`], do not: send a batch, then
+//! [`LinkHandle::mark`], and send the next one when [`Happened::Passed`] says the first has left.
+//!
+//! ```
+//! use towpath::rt::Rt;
+//! use towpath::wire::{Doors, Frame, Happened, LinkBatch, LinkHandle, Outlet};
+//!
+//! enum Message {
+//!     Links(LinkBatch),
+//!     Follow(LinkHandle),
+//! }
+//!
+//! let rt = Rt::real();
+//! let (tx, rx) = rt.channel::<Message>("streams-0", 64);
+//! // How link events become messages of this room; what does not fit now comes back.
+//! let outlet = Outlet::new(move |batch| match tx.try_send(Message::Links(batch)) {
+//!     Ok(()) => Ok(()),
+//!     Err(refused) => match refused.into_inner() {
+//!         Message::Links(batch) => Err(batch),
+//!         Message::Follow(_) => Ok(()),
+//!     },
+//! });
+//!
+//! fn wake(doors: &Doors, inbox: Vec<Message>) {
+//!     let mut group = doors.group();
+//!     for message in inbox {
+//!         match message {
+//!             Message::Follow(link) => {
+//!                 link.send_paced(Frame::text("history"));
+//!                 group.join(&link);
+//!                 group.fanout(Frame::text("news for all"));
+//!             }
+//!             Message::Links(batch) => {
+//!                 for event in batch {
+//!                     match event.what {
+//!                         Happened::Closed(_) => group.forget(event.link),
+//!                         Happened::Text(text) => println!("{}: {text}", event.tag),
+//!                         _ => {}
+//!                     }
+//!                 }
+//!             }
+//!         }
+//!     }
+//! }
+//! # let _ = (outlet, rx, wake as fn(&Doors, Vec<Message>));
+//! ```
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use super::frame::Frame;
+use super::http::{Head, Response, ResponseHead};
+use crate::rt;
+
+/// One connection, for as long as the process lives: which I/O thread, which place there, and a
+/// generation, so that an order for a link that is gone meets nobody.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinkId(u64);
+
+impl LinkId {
+    /// At most 2^24 links on each of at most 256 I/O threads.
+    pub(crate) fn new(thread: u8, slot: u32, generation: u32) -> LinkId {
+        LinkId(u64::from(generation) << 32 | u64::from(thread) << 24 | u64::from(slot & 0x00ff_ffff))
+    }
+
+    pub(crate) fn thread(self) -> usize {
+        (self.0 >> 24) as usize & 0xff
+    }
+
+    pub(crate) fn slot(self) -> usize {
+        self.0 as usize & 0x00ff_ffff
+    }
+}
+
+impl fmt::Debug for LinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "link {}.{}.{}", self.thread(), self.slot(), self.0 >> 32)
+    }
+}
+
+/// A set of links that one room sends the same frames to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(pub(crate) u64);
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Peer {
+    /// The address, `None` on a Unix-domain socket.
+    pub ip: Option<IpAddr>,
+    /// The port, 0 on a Unix-domain socket.
+    pub port: u16,
+    /// Whether the link is encrypted.
+    pub tls: bool,
+    /// Which listener it came through; [`Peer::DIALED`] if it did not.
+    pub listener: u8,
+}
+
+impl Peer {
+    /// The `listener` of links that were dialed.
+    pub const DIALED: u8 = u8::MAX;
+
+    /// Whether the other end is on this machine.
+    pub fn is_local(&self) -> bool {
+        self.ip.is_none_or(|ip| ip.to_canonical().is_loopback())
+    }
+}
+
+/// Events of several links, in the order they happened on each.
+pub type LinkBatch = Vec<LinkEvent>;
+
+/// Something that happened on a link.
+#[derive(Debug)]
+pub struct LinkEvent {
+    /// Which link.
+    pub link: LinkId,
+    /// The tag its owner gave (a dial number, a follower's index: what the room likes).
+    pub tag: u64,
+    /// What happened.
+    pub what: Happened,
+}
+
+/// What happened on a link. Nothing follows [`Happened::Closed`] or [`Happened::Refused`].
+#[derive(Debug)]
+pub enum Happened {
+    /// A dial succeeded; here is the link, and the answer its peer gave if it spoke HTTP.
+    Opened(LinkHandle, Option<Box<ResponseHead>>),
+    /// A dial failed; the tag says which.
+    Refused(super::Refused),
+    /// A whole text message (WebSocket).
+    Text(String),
+    /// A whole binary message (WebSocket).
+    Binary(Vec<u8>),
+    /// A piece of a stream: of a streamed request body, of a raw link.
+    Bytes(Vec<u8>),
+    /// The stream of [`Happened::Bytes`] ended as it should: the body is whole, the peer sent EOF.
+    Ended,
+    /// Everything sent before [`LinkHandle::mark`] with this number has left.
+    Passed(u64),
+    /// The link is no longer a member of this group, because a frame for the group was lost on the way:
+    /// bring it up to date by its cursor and join it again.
+    Reset(GroupId),
+    /// The link is gone.
+    Closed(Closing),
+}
+
+/// Why a link is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closing {
+    /// The code, as in [`super::websocket::close`]: `AWAY` for a plain end, `ABNORMAL` for a broken link,
+    /// `TRY_AGAIN` for a peer that was cut because it did not keep up.
+    pub code: u16,
+    /// A few words.
+    pub reason: Cow<'static, str>,
+    /// Whether the peer ended it.
+    pub by_peer: bool,
+}
+
+/// How a room hears of its links. Cheap to clone; clones are the same outlet and share batches.
+#[derive(Clone)]
+pub struct Outlet {
+    deliver: Arc<dyn Fn(LinkBatch) -> Result<(), LinkBatch> + Send + Sync>,
+}
+
+impl Outlet {
+    /// An outlet that hands batches over by calling `deliver`, on an I/O thread: it must not block. What
+    /// cannot be taken now comes back as `Err` and is offered again.
+    pub fn new(deliver: impl Fn(LinkBatch) -> Result<(), LinkBatch> + Send + Sync + 'static) -> Outlet {
+        Outlet { deliver: Arc::new(deliver) }
+    }
+
+    /// An outlet into a channel of batches, for a thread that wants nothing else. When the receiver is
+    /// gone, events are dropped: nobody is left to hear them.
+    pub fn channel(batches: rt::Sender<LinkBatch>) -> Outlet {
+        Outlet::new(move |batch| match batches.try_send(batch) {
+            Ok(()) | Err(rt::TrySendError::Disconnected(_)) => Ok(()),
+            Err(rt::TrySendError::Full(batch)) => Err(batch),
+        })
+    }
+
+    pub(crate) fn deliver(&self, batch: LinkBatch) -> Result<(), LinkBatch> {
+        (self.deliver)(batch)
+    }
+
+    /// Whether two outlets are clones of one.
+    pub(crate) fn is(&self, other: &Outlet) -> bool {
+        Arc::ptr_eq(&self.deliver, &other.deliver)
+    }
+}
+
+impl fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Outlet")
+    }
+}
+
+/// Who hears of a link, and under which tag.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// Where events go.
+    pub outlet: Outlet,
+    /// What they are tagged with.
+    pub tag: u64,
+}
+
+impl Owner {
+    /// An owner.
+    pub fn new(outlet: &Outlet, tag: u64) -> Owner {
+        Owner { outlet: outlet.clone(), tag }
+    }
+}
+
+/// What an I/O thread is asked to do.
+pub(crate) enum Order {
+    /// Answer the request in flight.
+    Answer {
+        link: LinkId,
+        request: u32,
+        response: Response,
+    },
+    /// Answer the request in flight with a link that stays.
+    Open {
+        link: LinkId,
+        request: u32,
+        opening: Box<Opening>,
+        owner: Option<Owner>,
+        cut: Arc<AtomicBool>,
+    },
+    /// Stream the body of the request in flight to `owner`.
+    Body {
+        link: LinkId,
+        request: u32,
+        owner: Owner,
+    },
+    Send {
+        link: LinkId,
+        frame: Frame,
+        paced: bool,
+    },
+    Join {
+        link: LinkId,
+        group: GroupId,
+    },
+    Leave {
+        link: LinkId,
+        group: GroupId,
+    },
+    Fanout {
+        group: GroupId,
+        frame: Frame,
+    },
+    Mark {
+        link: LinkId,
+        mark: u64,
+    },
+    Pause {
+        link: LinkId,
+        paused: bool,
+    },
+    Finish {
+        link: LinkId,
+    },
+    Close {
+        link: LinkId,
+        code: u16,
+        reason: Cow<'static, str>,
+    },
+    /// A dialed connection arrives; the driver knows what the carrier is.
+    Adopt(Box<super::Adopted>),
+    /// Close every link: at once, or each at a moment drawn inside the window.
+    Drain(super::Drain),
+}
+
+impl Order {
+    /// What it holds in memory until it is carried out.
+    fn weight(&self) -> usize {
+        match self {
+            Order::Send { frame, .. } | Order::Fanout { frame, .. } => frame.len(),
+            Order::Answer { response, .. } => response.content().len(),
+            _ => 0,
+        }
+    }
+
+    /// The link it is for, if it is for one.
+    fn link(&self) -> Option<LinkId> {
+        match *self {
+            Order::Answer { link, .. }
+            | Order::Open { link, .. }
+            | Order::Body { link, .. }
+            | Order::Send { link, .. }
+            | Order::Join { link, .. }
+            | Order::Leave { link, .. }
+            | Order::Mark { link, .. }
+            | Order::Pause { link, .. }
+            | Order::Finish { link }
+            | Order::Close { link, .. } => Some(link),
+            Order::Fanout { .. } | Order::Adopt(_) | Order::Drain(_) => None,
+        }
+    }
+}
+
+/// What an inbox could not take and must not forget. Bounded by what exists: one answer for each
+/// request in flight, each link and each group once.
+#[derive(Default)]
+pub(crate) struct Overflow {
+    pub(crate) answers: Vec<Order>,
+    pub(crate) groups: Vec<GroupId>,
+    pub(crate) links: Vec<LinkId>,
+}
+
+/// Orders an I/O thread takes before its inbox is full.
+const ORDERS_MAX: usize = 4 * 1024;
+/// Bytes of frames in those orders.
+const ORDER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The near side of one I/O thread's inbox.
+pub(crate) struct Port {
+    orders: rt::Sender<Order>,
+    bytes: AtomicUsize,
+    /// Whether the thread is up (or told to get up): who pushes wakes only a sleeper.
+    awake: AtomicBool,
+    wake: Box<dyn Fn() + Send + Sync>,
+    overflow: rt::Lock<Overflow>,
+    overflowed: AtomicBool,
+}
+
+/// The far side of one I/O thread's inbox: what the thread itself holds.
+pub(crate) struct Orders {
+    receiver: rt::Receiver<Order>,
+    port: Arc<Port>,
+}
+
+impl Port {
+    pub(crate) fn new(rt: &rt::Rt, wake: impl Fn() + Send + Sync + 'static) -> (Arc<Port>, Orders) {
+        let (orders, receiver) = rt.channel("io", ORDERS_MAX);
+        let port = Arc::new(Port {
+            orders,
+            bytes: AtomicUsize::new(0),
+            awake: AtomicBool::new(false),
+            wake: Box::new(wake),
+            overflow: rt::Lock::new(Overflow::default()),
+            overflowed: AtomicBool::new(false),
+        });
+        (port.clone(), Orders { receiver, port })
+    }
+
+    /// Puts an order in, or gives it back because there is no room.
+    fn push(&self, order: Order) -> Result<(), Order> {
+        let weight = order.weight();
+        if weight > 0 && self.bytes.fetch_add(weight, Ordering::Relaxed) + weight > ORDER_BYTES_MAX {
+            self.bytes.fetch_sub(weight, Ordering::Relaxed);
+            return Err(order);
+        }
+        match self.orders.try_send(order) {
+            Ok(()) => {
+                self.rouse();
+                Ok(())
+            }
+            Err(rt::TrySendError::Full(order)) => {
+                self.bytes.fetch_sub(weight, Ordering::Relaxed);
+                Err(order)
+            }
+            // The thread has stopped: its links are closed and their owners have heard.
+            Err(rt::TrySendError::Disconnected(_)) => Ok(()),
+        }
+    }
+
+    /// An order that must not be lost, and of which there can be only as many as there are requests in
+    /// flight. It is carried out before everything that is pushed after it.
+    fn push_answer(&self, order: Order) {
+        if let Err(order) = self.push(order) {
+            self.spill(|overflow| overflow.answers.push(order));
+        }
+    }
+
+    fn spill(&self, add: impl FnOnce(&mut Overflow)) {
+        add(&mut self.overflow.lock());
+        self.overflowed.store(true, Ordering::SeqCst);
+        self.rouse();
+    }
+
+    pub(crate) fn rouse(&self) {
+        if !self.awake.swap(true, Ordering::SeqCst) {
+            (self.wake)();
+        }
+    }
+}
+
+impl Orders {
+    /// Takes what is there: first what did not fit, whose answers come before everything pushed after
+    /// them, then at most what was in the inbox at that moment. The groups and links in the overflow
+    /// are to be treated as lost *after* the orders: whatever concerned them was pushed before.
+    pub(crate) fn take(&self, orders: &mut Vec<Order>) -> Overflow {
+        let mut overflow = Overflow::default();
+        if self.port.overflowed.swap(false, Ordering::SeqCst) {
+            overflow = std::mem::take(&mut *self.port.overflow.lock());
+            orders.append(&mut overflow.answers);
+        }
+        let from = orders.len();
+        self.receiver.drain_into(orders, self.receiver.len());
+        let weight: usize = orders[from..].iter().map(Order::weight).sum();
+        self.port.bytes.fetch_sub(weight, Ordering::Relaxed);
+        overflow
+    }
+
+    /// Says that the thread is about to sleep; false if something came in and it must not.
+    pub(crate) fn may_sleep(&self) -> bool {
+        self.port.awake.store(false, Ordering::SeqCst);
+        if self.receiver.is_empty() && !self.port.overflowed.load(Ordering::SeqCst) {
+            return true;
+        }
+        self.woke();
+        false
+    }
+
+    /// Says that the thread is up.
+    pub(crate) fn woke(&self) {
+        self.port.awake.store(true, Ordering::SeqCst);
+    }
+
+    /// The receiving end, for a driver that waits in a select instead of a poller.
+    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "only the simulated network selects"))]
+    pub(crate) fn receiver(&self) -> &rt::Receiver<Order> {
+        &self.receiver
+    }
+}
+
+/// A way to one link. Cheap to clone. Dropping it does nothing to the link.
+///
+/// Every method returns at once. If the I/O thread's inbox is full, the link is cut instead (with
+/// `TRY_AGAIN`), and its owner hears [`Happened::Closed`]; whatever is sent to it afterwards is dropped,
+/// so that a peer never sees a gap.
+#[derive(Clone)]
+pub struct LinkHandle {
+    id: LinkId,
+    port: Arc<Port>,
+    cut: Arc<AtomicBool>,
+}
+
+impl LinkHandle {
+    pub(crate) fn new(id: LinkId, port: &Arc<Port>, cut: &Arc<AtomicBool>) -> LinkHandle {
+        LinkHandle { id, port: port.clone(), cut: cut.clone() }
+    }
+
+    /// Which link it is.
+    pub fn id(&self) -> LinkId {
+        self.id
+    }
+
+    /// Sends a frame that counts against the link's bound: a peer that lets more than that pile up is
+    /// cut.
+    pub fn send(&self, frame: Frame) {
+        self.order(Order::Send { link: self.id, frame, paced: false });
+    }
+
+    /// Sends a frame that does not count against the bound. The caller paces itself by
+    /// [`LinkHandle::mark`].
+    pub fn send_paced(&self, frame: Frame) {
+        self.order(Order::Send { link: self.id, frame, paced: true });
+    }
+
+    /// Asks for [`Happened::Passed`] with this number once everything sent so far has left.
+    pub fn mark(&self, mark: u64) {
+        self.order(Order::Mark { link: self.id, mark });
+    }
+
+    /// Stops reading from the peer, or goes on. What was already read still arrives.
+    pub fn pause(&self, paused: bool) {
+        self.order(Order::Pause { link: self.id, paused });
+    }
+
+    /// Ends what we send and leaves the rest open: the last chunk of a stream (after which the connection
+    /// may carry another request), the end of the writing half of a raw link.
+    pub fn finish(&self) {
+        self.order(Order::Finish { link: self.id });
+    }
+
+    /// Closes the link once what was sent has left (within a second). A WebSocket sends the code
+    /// and the reason; a chunked stream gets its last chunk, so the peer sees a whole answer. The code
+    /// `ABNORMAL` breaks the link instead, at once: a peer sees an unfinished answer.
+    pub fn close(&self, code: u16, reason: impl Into<Cow<'static, str>>) {
+        self.order(Order::Close { link: self.id, code, reason: reason.into() });
+    }
+
+    fn order(&self, order: Order) {
+        if self.cut.load(Ordering::Acquire) {
+            return;
+        }
+        if self.port.push(order).is_err() {
+            // An I/O thread that does not keep up cannot be waited for by a room. The link is cut; the
+            // cursor of who follows over it makes up for what is dropped here.
+            self.cut.store(true, Ordering::Release);
+            self.port.spill(|overflow| overflow.links.push(self.id));
+        }
+    }
+}
+
+impl fmt::Debug for LinkHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.id)
+    }
+}
+
+/// All I/O threads together. Cheap to clone.
+#[derive(Clone)]
+pub struct Doors {
+    ports: Arc<[Arc<Port>]>,
+    groups: Arc<AtomicU64>,
+}
+
+impl Doors {
+    pub(crate) fn new(ports: Vec<Arc<Port>>) -> Doors {
+        Doors { ports: ports.into(), groups: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// A group without members, for the room that asks.
+    pub fn group(&self) -> Group {
+        let parts = self.ports.iter().map(|_| Part { id: self.next_group(), members: 0 }).collect();
+        Group { doors: self.clone(), parts }
+    }
+
+    fn next_group(&self) -> GroupId {
+        GroupId(self.groups.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn ports(&self) -> &[Arc<Port>] {
+        &self.ports
+    }
+
+    /// Tells every I/O thread the same.
+    pub(crate) fn tell_all(&self, order: impl Fn() -> Order) {
+        for port in self.ports.iter() {
+            port.push_answer(order());
+        }
+    }
+
+    /// Hands a dialed connection to an I/O thread, picked by its dial number.
+    pub(crate) fn adopt(&self, adopted: super::Adopted) {
+        let at = adopted.owner.tag as usize % self.ports.len();
+        self.ports[at].push_answer(Order::Adopt(Box::new(adopted)));
+    }
+}
+
+impl fmt::Debug for Doors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Doors({} threads)", self.ports.len())
+    }
+}
+
+/// Links that get the same frames. It belongs to one room; membership is kept on the I/O threads.
+///
+/// When an I/O thread's inbox is full, the frame is lost for the members there: each of them leaves the
+/// group and its owner hears [`Happened::Reset`]. The group itself goes on under a new number, so that
+/// no member ever sees a frame behind a gap.
+#[derive(Debug)]
+pub struct Group {
+    doors: Doors,
+    /// One for each I/O thread.
+    parts: Vec<Part>,
+}
+
+#[derive(Debug)]
+struct Part {
+    id: GroupId,
+    members: u32,
+}
+
+impl Group {
+    /// Adds a link, behind everything that was sent to it before.
+    pub fn join(&mut self, link: &LinkHandle) {
+        let part = &mut self.parts[link.id.thread()];
+        part.members += 1;
+        link.order(Order::Join { link: link.id, group: part.id });
+    }
+
+    /// Takes a link out.
+    pub fn leave(&mut self, link: &LinkHandle) {
+        let part = &mut self.parts[link.id.thread()];
+        part.members = part.members.saturating_sub(1);
+        link.order(Order::Leave { link: link.id, group: part.id });
+    }
+
+    /// Says that a member is gone or was reset: call it for a [`Happened::Closed`] or
+    /// [`Happened::Reset`] of a link that had joined.
+    pub fn forget(&mut self, link: LinkId) {
+        let part = &mut self.parts[link.thread()];
+        part.members = part.members.saturating_sub(1);
+    }
+
+    /// Sends a frame to every member.
+    pub fn fanout(&mut self, frame: Frame) {
+        let doors = &self.doors;
+        for (part, port) in self.parts.iter_mut().zip(doors.ports.iter()) {
+            if part.members == 0 {
+                continue;
+            }
+            if port.push(Order::Fanout { group: part.id, frame: frame.clone() }).is_err() {
+                // Lost for everyone there: they are reset by their cursors, and nothing that is sent
+                // from now on reaches them before that.
+                let lost = std::mem::replace(&mut part.id, doors.next_group());
+                port.spill(|overflow| overflow.groups.push(lost));
+            }
+        }
+    }
+
+    /// How many links have joined and were not taken out.
+    pub fn members(&self) -> usize {
+        self.parts.iter().map(|part| part.members as usize).sum()
+    }
+
+    /// Whether nobody would get a frame.
+    pub fn is_empty(&self) -> bool {
+        self.members() == 0
+    }
+}
+
+/// How a request is answered with a link that stays.
+#[derive(Debug)]
+pub enum Opening {
+    /// A body of unknown length, of [`Frame::chunk`]s.
+    Chunks {
+        /// Status and headers.
+        response: Response,
+    },
+    /// The same as server-sent events: a comment goes out when it was quiet for a heartbeat, and a
+    /// `retry:` drawn for each client when the server drains.
+    Events {
+        /// Status and headers.
+        response: Response,
+    },
+    /// A WebSocket. The response is the 101 with its headers.
+    WebSocket {
+        /// The 101, with `Sec-WebSocket-Accept` and the protocol chosen.
+        response: Response,
+        /// The largest message let in, in bytes.
+        message_max: u32,
+    },
+    /// Bytes in both directions, behind a 101 or a 200.
+    Raw {
+        /// What is answered.
+        response: Response,
+    },
+}
+
+/// The request in flight on a link: answered once, now or later, from any thread.
+///
+/// Dropped without an answer it answers 500, so that no peer waits for a handler that lost it.
+pub struct Exchange {
+    link: LinkHandle,
+    request: u32,
+    answered: bool,
+}
+
+impl Exchange {
+    pub(crate) fn new(link: LinkHandle, request: u32) -> Exchange {
+        Exchange { link, request, answered: false }
+    }
+
+    /// The link the request came over.
+    pub fn link(&self) -> LinkId {
+        self.link.id
+    }
+
+    /// Answers with a whole response.
+    pub fn answer(mut self, response: Response) {
+        self.answer_with(response);
+    }
+
+    fn answer_with(&mut self, response: Response) {
+        self.answered = true;
+        let (link, request) = (self.link.id, self.request);
+        self.link.port.push_answer(Order::Answer { link, request, response });
+    }
+
+    /// Answers with a link that stays; `owner` hears what happens on it.
+    pub fn open(mut self, opening: Opening, owner: Option<Owner>) -> LinkHandle {
+        self.answered = true;
+        let (link, request, opening) = (self.link.id, self.request, Box::new(opening));
+        let cut = self.link.cut.clone();
+        self.link.port.push_answer(Order::Open { link, request, opening, owner, cut });
+        self.link.clone()
+    }
+
+    /// Lets the body of a streamed request flow to `owner`, as [`Happened::Bytes`] and
+    /// [`Happened::Ended`]; [`Happened::Closed`] if the peer leaves before it was answered. The request
+    /// may be answered at any time, also before its body ended.
+    pub fn stream_body(&self, owner: Owner) -> LinkHandle {
+        let (link, request) = (self.link.id, self.request);
+        self.link.port.push_answer(Order::Body { link, request, owner });
+        self.link.clone()
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.answer_with(Response::problem(500, "internal", "the request was dropped without an answer"));
+        }
+    }
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "request {} on {:?}", self.request, self.link)
+    }
+}
+
+/// What to do with a request whose head was read.
+pub enum Plan {
+    /// Read the body up to `max` bytes (more is a 413), then call `then` with all of it.
+    Whole {
+        /// The largest body.
+        max: usize,
+        /// Called on the I/O thread with the body; answers through the exchange it holds.
+        then: Box<dyn FnOnce(Vec<u8>) + Send>,
+    },
+    /// The handler has the exchange; the body waits until [`Exchange::stream_body`] is called.
+    Streamed,
+    /// The exchange is answered; what is left of the body is not read and the connection closes (unless
+    /// there is no body).
+    Answered,
+}
+
+/// What serves requests. Called on an I/O thread: it must not block, and it must not wait for room in a
+/// channel.
+pub trait Front: Send + Sync {
+    /// A head has been read.
+    fn request(&self, head: Head, peer: &Peer, exchange: Exchange) -> Plan;
+}

@@ -1,0 +1,38 @@
+//! Connections: what arrives on them, what leaves on them, and who is told.
+//!
+//! A **link** is one live connection. Links live on a few I/O threads; a room never touches a socket.
+//! It holds [`LinkHandle`]s (to send, join, close) and [`Group`]s (to send one frame to many links),
+//! and hears what happens through an [`Outlet`] in its own inbox, as batches of [`LinkEvent`]s.
+//!
+//! Nothing here blocks and nothing is lost silently: an order that finds an I/O thread's inbox full
+//! cuts the link it was for, or resets the members of the group it was for, and the owner hears so.
+//! Whoever was cut comes back with a cursor.
+//!
+//! - [`dial`]: outgoing links;
+//! - [`frame`]: outgoing bytes, encoded once, shared;
+//! - [`link`]: the handles and events above;
+//! - [`http`], [`websocket`]: the protocols, without I/O;
+
+#![allow(dead_code, reason = "the I/O threads that carry orders out arrive next")]
+
+pub mod dial;
+pub mod frame;
+pub mod http;
+pub mod link;
+pub mod websocket;
+
+pub use dial::{Adopted, Dial, Refused, Speak, Target, Wire};
+pub use frame::{Encoding, Frame};
+pub use link::{
+    Closing, Doors, Exchange, Front, Group, GroupId, Happened, LinkBatch, LinkEvent, LinkHandle, LinkId,
+    Opening, Outlet, Owner, Peer, Plan,
+};
+
+/// How an I/O thread lets go of its links when the server goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Drain {
+    /// Links are closed at moments drawn inside this window; zero is at once.
+    pub(crate) window: std::time::Duration,
+    /// What the moments are drawn from.
+    pub(crate) draw: u64,
+}
