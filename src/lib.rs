@@ -10,6 +10,7 @@ pub mod error;
 pub mod front;
 pub mod metrics;
 pub mod rt;
+pub mod spool;
 pub mod state;
 pub mod store;
 pub mod wire;
