@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod cli;
+pub mod client;
 pub mod codec;
 pub mod config;
 pub mod engine;

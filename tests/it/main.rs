@@ -1,3 +1,4 @@
 //! The one integration binary: one file a subject, names are sentences of behaviour.
 
+mod docs;
 mod tidy;
