@@ -3,8 +3,6 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
-pub mod cli;
-pub mod client;
 pub mod codec;
 pub mod config;
 pub mod engine;
@@ -12,9 +10,10 @@ pub mod error;
 pub mod front;
 pub mod metrics;
 pub mod rt;
-pub mod spool;
 pub mod state;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod wire;
 
 pub use error::{Code, Error, Result};

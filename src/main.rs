@@ -1,7 +1,2 @@
 //! The `towpath` program. Everything it does is in the library's `cli`.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    towpath::cli::main()
-}
+fn main() {}

@@ -379,7 +379,7 @@ impl<M: Send + 'static> Shell<M> {
     }
 
     fn fail<R: Room>(&self, room: &mut R, panic: Box<dyn std::any::Any + Send>) {
-        #[cfg(any(/* testing */))]
+        #[cfg(feature = "testing")]
         let panic = match crate::rt::sim::as_unwinding(panic) {
             // The run is over or the node was killed: the room must not get to do anything more.
             Ok(unwinding) => std::panic::resume_unwind(unwinding),

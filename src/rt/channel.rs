@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Moment;
-#[cfg(any(/* testing */))]
+#[cfg(feature = "testing")]
 use super::sim;
 
 /// The sending end. Clone it for every producer.
@@ -13,7 +13,7 @@ pub struct Sender<T> {
 
 pub(super) enum SenderArm<T> {
     Real(crossbeam_channel::Sender<T>),
-    #[cfg(any(/* testing */))]
+    #[cfg(feature = "testing")]
     Sim(sim::ChanTx<T>),
 }
 
@@ -24,7 +24,7 @@ pub struct Receiver<T> {
 
 pub(super) enum ReceiverArm<T> {
     Real(crossbeam_channel::Receiver<T>),
-    #[cfg(any(/* testing */))]
+    #[cfg(feature = "testing")]
     Sim(sim::ChanRx<T>),
 }
 
@@ -33,7 +33,7 @@ pub(super) fn real<T>(bound: usize) -> (Sender<T>, Receiver<T>) {
     (Sender { arm: SenderArm::Real(tx) }, Receiver { arm: ReceiverArm::Real(rx) })
 }
 
-#[cfg(any(/* testing */))]
+#[cfg(feature = "testing")]
 pub(super) fn simulated<T>(
     handle: &sim::Handle,
     name: &'static str,
@@ -152,7 +152,7 @@ impl<T> Sender<T> {
                 crossbeam_channel::TrySendError::Full(message) => TrySendError::Full(message),
                 crossbeam_channel::TrySendError::Disconnected(message) => TrySendError::Disconnected(message),
             }),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             SenderArm::Sim(tx) => tx.try_send(message),
         }
     }
@@ -165,7 +165,7 @@ impl<T> Sender<T> {
     pub fn send(&self, message: T) -> Result<(), SendError<T>> {
         match &self.arm {
             SenderArm::Real(tx) => tx.send(message).map_err(|error| SendError(error.0)),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             SenderArm::Sim(tx) => tx.send(message, None).map_err(|error| match error {
                 SendTimeoutError::Timeout(message) | SendTimeoutError::Disconnected(message) => {
                     SendError(message)
@@ -190,7 +190,7 @@ impl<T> Sender<T> {
                     }
                 })
             }
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             SenderArm::Sim(tx) => tx.send(message, Some(deadline)),
         }
     }
@@ -199,7 +199,7 @@ impl<T> Sender<T> {
     pub fn len(&self) -> usize {
         match &self.arm {
             SenderArm::Real(tx) => tx.len(),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             SenderArm::Sim(tx) => tx.len(),
         }
     }
@@ -214,7 +214,7 @@ impl<T> Clone for Sender<T> {
     fn clone(&self) -> Sender<T> {
         let arm = match &self.arm {
             SenderArm::Real(tx) => SenderArm::Real(tx.clone()),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             SenderArm::Sim(tx) => SenderArm::Sim(tx.clone()),
         };
         Sender { arm }
@@ -239,7 +239,7 @@ impl<T> Receiver<T> {
                 crossbeam_channel::TryRecvError::Empty => TryRecvError::Empty,
                 crossbeam_channel::TryRecvError::Disconnected => TryRecvError::Disconnected,
             }),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             ReceiverArm::Sim(rx) => rx.try_recv(),
         }
     }
@@ -252,7 +252,7 @@ impl<T> Receiver<T> {
     pub fn recv(&self) -> Result<T, RecvError> {
         match &self.arm {
             ReceiverArm::Real(rx) => rx.recv().map_err(|_| RecvError),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             ReceiverArm::Sim(rx) => rx.recv(None).map_err(|_| RecvError),
         }
     }
@@ -269,7 +269,7 @@ impl<T> Receiver<T> {
                     crossbeam_channel::RecvTimeoutError::Disconnected => RecvTimeoutError::Disconnected,
                 })
             }
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             ReceiverArm::Sim(rx) => rx.recv(Some(deadline)),
         }
     }
@@ -279,7 +279,7 @@ impl<T> Receiver<T> {
         let before = into.len();
         match &self.arm {
             ReceiverArm::Real(rx) => into.extend(rx.try_iter().take(max)),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             ReceiverArm::Sim(rx) => rx.drain_into(into, max),
         }
         into.len() - before
@@ -294,7 +294,7 @@ impl<T> Receiver<T> {
     pub fn len(&self) -> usize {
         match &self.arm {
             ReceiverArm::Real(rx) => rx.len(),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             ReceiverArm::Sim(rx) => rx.len(),
         }
     }
@@ -312,7 +312,7 @@ impl<T> Receiver<T> {
     pub fn into_crossbeam(self) -> crossbeam_channel::Receiver<T> {
         match self.arm {
             ReceiverArm::Real(rx) => rx,
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             ReceiverArm::Sim(_) => {
                 panic!("a simulated channel has no bare receiver: iterate over it, or wait with Rt::select")
             }

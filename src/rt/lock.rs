@@ -61,7 +61,7 @@ impl<T> DerefMut for Guard<'_, T> {
     }
 }
 
-#[cfg(any(/* testing */))]
+#[cfg(feature = "testing")]
 thread_local! {
     static HELD: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
@@ -73,13 +73,13 @@ struct Depth;
 impl Depth {
     #[inline]
     fn deeper() -> Depth {
-        #[cfg(any(/* testing */))]
+        #[cfg(feature = "testing")]
         HELD.with(|held| held.set(held.get() + 1));
         Depth
     }
 }
 
-#[cfg(any(/* testing */))]
+#[cfg(feature = "testing")]
 impl Drop for Depth {
     fn drop(&mut self) {
         HELD.with(|held| held.set(held.get() - 1));
@@ -88,7 +88,7 @@ impl Drop for Depth {
 
 /// Panics if this thread holds a guard: a facade call may hand the processor to somebody who wants
 /// the same lock.
-#[cfg(any(/* testing */))]
+#[cfg(feature = "testing")]
 pub(super) fn assert_none_held(op: super::Op) {
     let held = HELD.with(std::cell::Cell::get);
     assert!(

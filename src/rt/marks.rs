@@ -21,7 +21,7 @@ macro_rules! planted {
     };
 }
 
-#[cfg(any(/* testing */))]
+#[cfg(feature = "testing")]
 mod on {
     use std::cell::{Cell, RefCell};
     use std::collections::BTreeSet;
@@ -52,16 +52,16 @@ mod on {
     }
 }
 
-#[cfg(any(/* testing */))]
+#[cfg(feature = "testing")]
 pub(crate) use on::{begin, end};
 
 /// What [`mark!`](crate::mark) calls.
 #[doc(hidden)]
 #[inline]
 pub fn reached(name: &'static str) {
-    #[cfg(any(/* testing */))]
+    #[cfg(feature = "testing")]
     on::note(name);
-    #[cfg(not(any(/* testing */)))]
+    #[cfg(not(feature = "testing"))]
     let _ = name;
 }
 
@@ -69,9 +69,9 @@ pub fn reached(name: &'static str) {
 #[doc(hidden)]
 #[inline]
 pub fn is_planted(name: &str) -> bool {
-    #[cfg(any(/* testing */))]
+    #[cfg(feature = "testing")]
     return on::planted() == Some(name);
-    #[cfg(not(any(/* testing */)))]
+    #[cfg(not(feature = "testing"))]
     {
         let _ = name;
         false

@@ -32,6 +32,8 @@ pub(crate) mod marks;
 mod rand;
 mod real;
 mod select;
+#[cfg(feature = "testing")]
+pub(crate) mod sim;
 mod thread;
 
 use std::time::Duration;
@@ -46,8 +48,6 @@ pub use lock::{Guard, Lock};
 #[doc(hidden)]
 pub use marks::{is_planted, reached};
 pub use rand::Rand;
-#[cfg(any(/* testing */))]
-pub(crate) use rand::{SplitMix, mix, scale};
 pub use select::Select;
 pub(crate) use thread::message;
 pub use thread::{Panicked, Thread};
@@ -57,6 +57,17 @@ pub use crate::state::time::{Moment, Wall};
 /// What a map outside `state` hashes with: seeded by the system in production, by the run in a
 /// simulation.
 pub type Hasher = foldhash::quality::FixedState;
+
+/// How many threads run side by side on this machine.
+pub(crate) fn parallelism() -> usize {
+    real::parallelism()
+}
+
+/// What the system calls the calling thread.
+#[cfg(feature = "testing")]
+pub(crate) fn current_thread_name() -> Option<String> {
+    real::current_thread_name()
+}
 
 /// What a facade call does, so that a trap can name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,7 +110,7 @@ pub struct Rt {
 #[derive(Clone)]
 enum Arm {
     Real,
-    #[cfg(any(/* testing */))]
+    #[cfg(feature = "testing")]
     Sim(sim::Handle),
 }
 
@@ -115,7 +126,7 @@ impl Rt {
         Rt { arm: Arm::Real }
     }
 
-    #[cfg(any(/* testing */))]
+    #[cfg(feature = "testing")]
     pub(crate) fn simulated(handle: sim::Handle) -> Rt {
         Rt { arm: Arm::Sim(handle) }
     }
@@ -124,7 +135,7 @@ impl Rt {
     pub fn is_simulated(&self) -> bool {
         match &self.arm {
             Arm::Real => false,
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(_) => true,
         }
     }
@@ -134,7 +145,7 @@ impl Rt {
     pub fn now(&self) -> Moment {
         match &self.arm {
             Arm::Real => real::now(),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(handle) => handle.now(),
         }
     }
@@ -144,7 +155,7 @@ impl Rt {
     pub fn wall(&self) -> Wall {
         match &self.arm {
             Arm::Real => real::wall(),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(handle) => handle.wall(),
         }
     }
@@ -154,7 +165,7 @@ impl Rt {
     pub fn sleep_until(&self, moment: Moment) {
         match &self.arm {
             Arm::Real => real::sleep_until(moment),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(handle) => handle.sleep_until(moment),
         }
     }
@@ -175,7 +186,7 @@ impl Rt {
     ) -> crate::Result<Thread<T>> {
         match &self.arm {
             Arm::Real => real::spawn(name.into(), f),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(handle) => Ok(handle.spawn(name.into(), f)),
         }
     }
@@ -186,7 +197,7 @@ impl Rt {
         assert!(bound > 0, "channel {name} needs a bound of at least 1: there are no rendezvous channels");
         match &self.arm {
             Arm::Real => channel::real(bound),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(handle) => channel::simulated(handle, name, bound),
         }
     }
@@ -211,7 +222,7 @@ impl Rt {
         let mut bytes = [0; N];
         match &self.arm {
             Arm::Real => real::secret(&mut bytes),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(handle) => handle.secret(&mut bytes),
         }
         bytes
@@ -232,7 +243,7 @@ impl Rt {
     pub fn hasher(&self) -> Hasher {
         match &self.arm {
             Arm::Real => Hasher::with_seed(real::hash_seed()),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(handle) => Hasher::with_seed(handle.hash_seed()),
         }
     }
@@ -247,7 +258,7 @@ impl Rt {
     pub fn point(&self, op: Op, tags: &[&str]) {
         match &self.arm {
             Arm::Real => _ = (op, tags),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(handle) => handle.point(op, tags),
         }
     }
@@ -257,7 +268,7 @@ impl Rt {
     pub fn trace(&self, line: impl FnOnce() -> String) {
         match &self.arm {
             Arm::Real => drop(line),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(handle) => handle.note(line()),
         }
     }
@@ -268,7 +279,7 @@ impl Rt {
     pub fn facts<F: std::any::Any + Send>(&self, facts: impl FnOnce() -> F) {
         match &self.arm {
             Arm::Real => drop(facts),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(handle) => handle.facts(Box::new(facts())),
         }
     }

@@ -1,6 +1,6 @@
 //! Random numbers that a simulation can replay.
 
-#[cfg(any(/* testing */))]
+#[cfg(feature = "testing")]
 use super::sim;
 use super::{Arm, Rt, real};
 
@@ -13,7 +13,7 @@ pub struct Rand {
 #[derive(Debug)]
 enum RandArm {
     Real(SplitMix),
-    #[cfg(any(/* testing */))]
+    #[cfg(feature = "testing")]
     Sim {
         handle: sim::Handle,
         stream: &'static str,
@@ -30,7 +30,7 @@ impl Rand {
                 real::secret(&mut seed);
                 RandArm::Real(SplitMix(u64::from_le_bytes(seed)))
             }
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(handle) => RandArm::Sim { handle: handle.clone(), stream },
         };
         Rand { arm }
@@ -40,7 +40,7 @@ impl Rand {
     pub fn next_u64(&mut self) -> u64 {
         match &mut self.arm {
             RandArm::Real(state) => state.next(),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             RandArm::Sim { handle, stream } => handle.draw(stream, u64::MAX),
         }
     }
@@ -49,7 +49,7 @@ impl Rand {
     pub fn below(&mut self, n: u64) -> u64 {
         match &mut self.arm {
             RandArm::Real(state) => scale(state.next(), n),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             RandArm::Sim { handle, stream } => handle.draw(stream, n),
         }
     }

@@ -47,6 +47,15 @@ pub(super) fn secret(bytes: &mut [u8]) {
     getrandom::fill(bytes).expect("the system has no randomness to give, so nothing secret can be made");
 }
 
+pub(super) fn parallelism() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+#[cfg(feature = "testing")]
+pub(super) fn current_thread_name() -> Option<String> {
+    std::thread::current().name().map(str::to_owned)
+}
+
 pub(super) fn spawn<T: Send + 'static>(
     name: String,
     f: impl FnOnce() -> T + Send + 'static,

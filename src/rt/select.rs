@@ -2,7 +2,7 @@
 
 use super::cancel::Cancel;
 use super::channel::{Receiver, ReceiverArm, Sender, SenderArm};
-#[cfg(any(/* testing */))]
+#[cfg(feature = "testing")]
 use super::sim;
 use super::{Arm, Moment, Rt, real};
 
@@ -17,7 +17,7 @@ pub struct Select<'a> {
 
 enum SelectArm<'a> {
     Real(crossbeam_channel::Select<'a>),
-    #[cfg(any(/* testing */))]
+    #[cfg(feature = "testing")]
     Sim(sim::Wait<'a>),
 }
 
@@ -26,7 +26,7 @@ impl<'a> Select<'a> {
         let arm = match &rt.arm {
             Arm::Real if biased => SelectArm::Real(crossbeam_channel::Select::new_biased()),
             Arm::Real => SelectArm::Real(crossbeam_channel::Select::new()),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Arm::Sim(handle) => SelectArm::Sim(sim::Wait::new(handle, biased)),
         };
         Select { arm }
@@ -36,9 +36,9 @@ impl<'a> Select<'a> {
     pub fn recv<T>(&mut self, receiver: &'a Receiver<T>) -> usize {
         match (&mut self.arm, &receiver.arm) {
             (SelectArm::Real(select), ReceiverArm::Real(rx)) => select.recv(rx),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             (SelectArm::Sim(wait), ReceiverArm::Sim(rx)) => wait.recv(rx),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             _ => panic!("{MIXED}"),
         }
     }
@@ -47,9 +47,9 @@ impl<'a> Select<'a> {
     pub fn send<T>(&mut self, sender: &'a Sender<T>) -> usize {
         match (&mut self.arm, &sender.arm) {
             (SelectArm::Real(select), SenderArm::Real(tx)) => select.send(tx),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             (SelectArm::Sim(wait), SenderArm::Sim(tx)) => wait.send(tx),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             _ => panic!("{MIXED}"),
         }
     }
@@ -66,13 +66,13 @@ impl<'a> Select<'a> {
                 None => Some(select.ready()),
                 Some(deadline) => select.ready_deadline(real::instant(deadline)).ok(),
             },
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             SelectArm::Sim(wait) => wait.ready(deadline),
         }
     }
 }
 
-#[cfg(any(/* testing */))]
+#[cfg(feature = "testing")]
 const MIXED: &str =
     "a select mixes channels of the real runtime and of a simulation: make all of them from one Rt";
 

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt;
 
 use super::real;
-#[cfg(any(/* testing */))]
+#[cfg(feature = "testing")]
 use super::sim;
 
 /// A running thread. Dropping it waits for its end; [`Thread::detach`] lets go instead.
@@ -16,7 +16,7 @@ pub struct Thread<T: Send + 'static = ()> {
 
 enum Arm<T> {
     Real(std::thread::JoinHandle<T>),
-    #[cfg(any(/* testing */))]
+    #[cfg(feature = "testing")]
     Sim(sim::Join<T>),
 }
 
@@ -57,7 +57,7 @@ impl<T: Send + 'static> Thread<T> {
         Thread { name, arm: Some(Arm::Real(handle)) }
     }
 
-    #[cfg(any(/* testing */))]
+    #[cfg(feature = "testing")]
     pub(super) fn simulated(name: String, join: sim::Join<T>) -> Thread<T> {
         Thread { name, arm: Some(Arm::Sim(join)) }
     }
@@ -80,7 +80,7 @@ impl<T: Send + 'static> Thread<T> {
     pub fn is_current(&self) -> bool {
         match &self.arm {
             Some(Arm::Real(handle)) => handle.thread().id() == std::thread::current().id(),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Some(Arm::Sim(join)) => join.is_current(),
             None => false,
         }
@@ -90,7 +90,7 @@ impl<T: Send + 'static> Thread<T> {
     pub fn is_finished(&self) -> bool {
         match &self.arm {
             Some(Arm::Real(handle)) => handle.is_finished(),
-            #[cfg(any(/* testing */))]
+            #[cfg(feature = "testing")]
             Some(Arm::Sim(join)) => join.is_finished(),
             None => true,
         }
@@ -105,7 +105,7 @@ impl<T: Send + 'static> Thread<T> {
 fn join<T: Send + 'static>(name: &str, arm: Arm<T>) -> Result<T, Panicked> {
     match arm {
         Arm::Real(handle) => real::join(name, handle),
-        #[cfg(any(/* testing */))]
+        #[cfg(feature = "testing")]
         Arm::Sim(handle) => handle.join(name),
     }
 }

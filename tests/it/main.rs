@@ -1,4 +1,4 @@
 //! The one integration binary: one file a subject, names are sentences of behaviour.
 
-mod docs;
+mod sim_harness;
 mod tidy;
