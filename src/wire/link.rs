@@ -58,14 +58,17 @@
 //! # let _ = (outlet, rx, wake as fn(&Doors, Vec<Message>));
 //! ```
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use super::frame::Frame;
 use super::http::{Head, Response, ResponseHead};
+use super::limits::Counts;
 use crate::rt;
 
 /// One connection, for as long as the process lives: which I/O thread, which place there, and a
@@ -74,6 +77,9 @@ use crate::rt;
 pub struct LinkId(u64);
 
 impl LinkId {
+    /// What stands where a dial failed and there is no link.
+    pub const NONE: LinkId = LinkId(u64::MAX);
+
     /// At most 2^24 links on each of at most 256 I/O threads.
     pub(crate) fn new(thread: u8, slot: u32, generation: u32) -> LinkId {
         LinkId(u64::from(generation) << 32 | u64::from(thread) << 24 | u64::from(slot & 0x00ff_ffff))
@@ -225,39 +231,43 @@ impl Owner {
     }
 }
 
+/// One answer on one link. A connection that is kept alive carries several, one after the other; what was
+/// meant for an earlier one meets nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Line {
+    pub(crate) link: LinkId,
+    pub(crate) request: u32,
+}
+
 /// What an I/O thread is asked to do.
 pub(crate) enum Order {
     /// Answer the request in flight.
     Answer {
-        link: LinkId,
-        request: u32,
+        line: Line,
         response: Response,
     },
     /// Answer the request in flight with a link that stays.
     Open {
-        link: LinkId,
-        request: u32,
+        line: Line,
         opening: Box<Opening>,
         owner: Option<Owner>,
-        cut: Arc<AtomicBool>,
     },
     /// Stream the body of the request in flight to `owner`.
     Body {
-        link: LinkId,
-        request: u32,
+        line: Line,
         owner: Owner,
     },
     Send {
-        link: LinkId,
+        line: Line,
         frame: Frame,
         paced: bool,
     },
     Join {
-        link: LinkId,
+        line: Line,
         group: GroupId,
     },
     Leave {
-        link: LinkId,
+        line: Line,
         group: GroupId,
     },
     Fanout {
@@ -265,25 +275,36 @@ pub(crate) enum Order {
         frame: Frame,
     },
     Mark {
-        link: LinkId,
+        line: Line,
         mark: u64,
     },
     Pause {
-        link: LinkId,
+        line: Line,
         paused: bool,
     },
     Finish {
-        link: LinkId,
+        line: Line,
     },
     Close {
-        link: LinkId,
+        line: Line,
         code: u16,
         reason: Cow<'static, str>,
     },
-    /// A dialed connection arrives; the driver knows what the carrier is.
-    Adopt(Box<super::Adopted>),
-    /// Close every link: at once, or each at a moment drawn inside the window.
+    /// Close every link, each at a moment drawn inside the window.
     Drain(super::Drain),
+    /// What the driver does, not the links.
+    Errand(Box<Errand>),
+}
+
+/// What a driver of [`Links`](super::links) is asked to do itself. A carrier is a connection as that driver
+/// knows it.
+pub(crate) enum Errand {
+    /// A connection that was dialed.
+    Adopt(super::Adopted),
+    /// A connection that another I/O thread accepted.
+    Accepted { carrier: Box<dyn Any + Send>, peer: Peer },
+    /// Close everything within the time that a closing link has, and end.
+    Stop,
 }
 
 impl Order {
@@ -295,23 +316,6 @@ impl Order {
             _ => 0,
         }
     }
-
-    /// The link it is for, if it is for one.
-    fn link(&self) -> Option<LinkId> {
-        match *self {
-            Order::Answer { link, .. }
-            | Order::Open { link, .. }
-            | Order::Body { link, .. }
-            | Order::Send { link, .. }
-            | Order::Join { link, .. }
-            | Order::Leave { link, .. }
-            | Order::Mark { link, .. }
-            | Order::Pause { link, .. }
-            | Order::Finish { link }
-            | Order::Close { link, .. } => Some(link),
-            Order::Fanout { .. } | Order::Adopt(_) | Order::Drain(_) => None,
-        }
-    }
 }
 
 /// What an inbox could not take and must not forget. Bounded by what exists: one answer for each
@@ -320,7 +324,7 @@ impl Order {
 pub(crate) struct Overflow {
     pub(crate) answers: Vec<Order>,
     pub(crate) groups: Vec<GroupId>,
-    pub(crate) links: Vec<LinkId>,
+    pub(crate) links: Vec<Line>,
 }
 
 /// Orders an I/O thread takes before its inbox is full.
@@ -337,6 +341,7 @@ pub(crate) struct Port {
     wake: Box<dyn Fn() + Send + Sync>,
     overflow: rt::Lock<Overflow>,
     overflowed: AtomicBool,
+    pub(crate) counts: Counts,
 }
 
 /// The far side of one I/O thread's inbox: what the thread itself holds.
@@ -355,6 +360,7 @@ impl Port {
             wake: Box::new(wake),
             overflow: rt::Lock::new(Overflow::default()),
             overflowed: AtomicBool::new(false),
+            counts: Counts::default(),
         });
         (port.clone(), Orders { receiver, port })
     }
@@ -432,12 +438,6 @@ impl Orders {
     pub(crate) fn woke(&self) {
         self.port.awake.store(true, Ordering::SeqCst);
     }
-
-    /// The receiving end, for a driver that waits in a select instead of a poller.
-    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "only the simulated network selects"))]
-    pub(crate) fn receiver(&self) -> &rt::Receiver<Order> {
-        &self.receiver
-    }
 }
 
 /// A way to one link. Cheap to clone. Dropping it does nothing to the link.
@@ -447,54 +447,54 @@ impl Orders {
 /// so that a peer never sees a gap.
 #[derive(Clone)]
 pub struct LinkHandle {
-    id: LinkId,
+    line: Line,
     port: Arc<Port>,
     cut: Arc<AtomicBool>,
 }
 
 impl LinkHandle {
-    pub(crate) fn new(id: LinkId, port: &Arc<Port>, cut: &Arc<AtomicBool>) -> LinkHandle {
-        LinkHandle { id, port: port.clone(), cut: cut.clone() }
+    pub(crate) fn new(line: Line, port: &Arc<Port>, cut: &Arc<AtomicBool>) -> LinkHandle {
+        LinkHandle { line, port: port.clone(), cut: cut.clone() }
     }
 
     /// Which link it is.
     pub fn id(&self) -> LinkId {
-        self.id
+        self.line.link
     }
 
     /// Sends a frame that counts against the link's bound: a peer that lets more than that pile up is
     /// cut.
     pub fn send(&self, frame: Frame) {
-        self.order(Order::Send { link: self.id, frame, paced: false });
+        self.order(Order::Send { line: self.line, frame, paced: false });
     }
 
     /// Sends a frame that does not count against the bound. The caller paces itself by
     /// [`LinkHandle::mark`].
     pub fn send_paced(&self, frame: Frame) {
-        self.order(Order::Send { link: self.id, frame, paced: true });
+        self.order(Order::Send { line: self.line, frame, paced: true });
     }
 
     /// Asks for [`Happened::Passed`] with this number once everything sent so far has left.
     pub fn mark(&self, mark: u64) {
-        self.order(Order::Mark { link: self.id, mark });
+        self.order(Order::Mark { line: self.line, mark });
     }
 
     /// Stops reading from the peer, or goes on. What was already read still arrives.
     pub fn pause(&self, paused: bool) {
-        self.order(Order::Pause { link: self.id, paused });
+        self.order(Order::Pause { line: self.line, paused });
     }
 
     /// Ends what we send and leaves the rest open: the last chunk of a stream (after which the connection
     /// may carry another request), the end of the writing half of a raw link.
     pub fn finish(&self) {
-        self.order(Order::Finish { link: self.id });
+        self.order(Order::Finish { line: self.line });
     }
 
     /// Closes the link once what was sent has left (within a second). A WebSocket sends the code
     /// and the reason; a chunked stream gets its last chunk, so the peer sees a whole answer. The code
     /// `ABNORMAL` breaks the link instead, at once: a peer sees an unfinished answer.
     pub fn close(&self, code: u16, reason: impl Into<Cow<'static, str>>) {
-        self.order(Order::Close { link: self.id, code, reason: reason.into() });
+        self.order(Order::Close { line: self.line, code, reason: reason.into() });
     }
 
     fn order(&self, order: Order) {
@@ -505,14 +505,14 @@ impl LinkHandle {
             // An I/O thread that does not keep up cannot be waited for by a room. The link is cut; the
             // cursor of who follows over it makes up for what is dropped here.
             self.cut.store(true, Ordering::Release);
-            self.port.spill(|overflow| overflow.links.push(self.id));
+            self.port.spill(|overflow| overflow.links.push(self.line));
         }
     }
 }
 
 impl fmt::Debug for LinkHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.id)
+        write!(f, "{:?}", self.line.link)
     }
 }
 
@@ -538,8 +538,20 @@ impl Doors {
         GroupId(self.groups.fetch_add(1, Ordering::Relaxed))
     }
 
-    pub(crate) fn ports(&self) -> &[Arc<Port>] {
-        &self.ports
+    /// What each I/O thread has counted.
+    pub fn counts(&self) -> impl Iterator<Item = &Counts> {
+        self.ports.iter().map(|port| &port.counts)
+    }
+
+    /// Closes every link because the server goes: idle connections at once, live ones at moments spread
+    /// over the window, with `RESTART` and, for server-sent events, a `retry:` of their own. Requests in
+    /// flight are answered; their connections close behind the answer. Nothing new is accepted.
+    pub fn drain(&self, window: Duration, draw: u64) {
+        self.tell_all(|| Order::Drain(super::Drain { window, draw }));
+    }
+
+    pub(crate) fn send_errand(&self, thread: usize, errand: Errand) {
+        self.ports[thread % self.ports.len()].push_answer(Order::Errand(Box::new(errand)));
     }
 
     /// Tells every I/O thread the same.
@@ -551,8 +563,7 @@ impl Doors {
 
     /// Hands a dialed connection to an I/O thread, picked by its dial number.
     pub(crate) fn adopt(&self, adopted: super::Adopted) {
-        let at = adopted.owner.tag as usize % self.ports.len();
-        self.ports[at].push_answer(Order::Adopt(Box::new(adopted)));
+        self.send_errand(adopted.owner.tag as usize, Errand::Adopt(adopted));
     }
 }
 
@@ -583,16 +594,16 @@ struct Part {
 impl Group {
     /// Adds a link, behind everything that was sent to it before.
     pub fn join(&mut self, link: &LinkHandle) {
-        let part = &mut self.parts[link.id.thread()];
+        let part = &mut self.parts[link.id().thread()];
         part.members += 1;
-        link.order(Order::Join { link: link.id, group: part.id });
+        link.order(Order::Join { line: link.line, group: part.id });
     }
 
     /// Takes a link out.
     pub fn leave(&mut self, link: &LinkHandle) {
-        let part = &mut self.parts[link.id.thread()];
+        let part = &mut self.parts[link.id().thread()];
         part.members = part.members.saturating_sub(1);
-        link.order(Order::Leave { link: link.id, group: part.id });
+        link.order(Order::Leave { line: link.line, group: part.id });
     }
 
     /// Says that a member is gone or was reset: call it for a [`Happened::Closed`] or
@@ -662,18 +673,17 @@ pub enum Opening {
 /// Dropped without an answer it answers 500, so that no peer waits for a handler that lost it.
 pub struct Exchange {
     link: LinkHandle,
-    request: u32,
     answered: bool,
 }
 
 impl Exchange {
-    pub(crate) fn new(link: LinkHandle, request: u32) -> Exchange {
-        Exchange { link, request, answered: false }
+    pub(crate) fn new(link: LinkHandle) -> Exchange {
+        Exchange { link, answered: false }
     }
 
     /// The link the request came over.
     pub fn link(&self) -> LinkId {
-        self.link.id
+        self.link.id()
     }
 
     /// Answers with a whole response.
@@ -683,25 +693,22 @@ impl Exchange {
 
     fn answer_with(&mut self, response: Response) {
         self.answered = true;
-        let (link, request) = (self.link.id, self.request);
-        self.link.port.push_answer(Order::Answer { link, request, response });
+        self.link.port.push_answer(Order::Answer { line: self.link.line, response });
     }
 
     /// Answers with a link that stays; `owner` hears what happens on it.
     pub fn open(mut self, opening: Opening, owner: Option<Owner>) -> LinkHandle {
         self.answered = true;
-        let (link, request, opening) = (self.link.id, self.request, Box::new(opening));
-        let cut = self.link.cut.clone();
-        self.link.port.push_answer(Order::Open { link, request, opening, owner, cut });
+        let opening = Box::new(opening);
+        self.link.port.push_answer(Order::Open { line: self.link.line, opening, owner });
         self.link.clone()
     }
 
     /// Lets the body of a streamed request flow to `owner`, as [`Happened::Bytes`] and
     /// [`Happened::Ended`]; [`Happened::Closed`] if the peer leaves before it was answered. The request
-    /// may be answered at any time, also before its body ended.
+    /// may be answered at any time, also before its body ended; nothing is heard after that.
     pub fn stream_body(&self, owner: Owner) -> LinkHandle {
-        let (link, request) = (self.link.id, self.request);
-        self.link.port.push_answer(Order::Body { link, request, owner });
+        self.link.port.push_answer(Order::Body { line: self.link.line, owner });
         self.link.clone()
     }
 }
@@ -716,7 +723,7 @@ impl Drop for Exchange {
 
 impl fmt::Debug for Exchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "request {} on {:?}", self.request, self.link)
+        write!(f, "request {} on {:?}", self.link.line.request, self.link)
     }
 }
 

@@ -11,22 +11,31 @@
 //! - [`dial`]: outgoing links;
 //! - [`frame`]: outgoing bytes, encoded once, shared;
 //! - [`link`]: the handles and events above;
+//! - [`limits`]: bounds and waits, with what a peer is told at each;
 //! - [`http`], [`websocket`]: the protocols, without I/O;
 
-#![allow(dead_code, reason = "the I/O threads that carry orders out arrive next")]
-
 pub mod dial;
+mod dialer;
 pub mod frame;
 pub mod http;
+pub mod limits;
 pub mod link;
+mod links;
+mod listen;
+mod poll;
+mod tls;
 pub mod websocket;
 
 pub use dial::{Adopted, Dial, Refused, Speak, Target, Wire};
 pub use frame::{Encoding, Frame};
+pub use limits::{Counts, Limits};
 pub use link::{
     Closing, Doors, Exchange, Front, Group, GroupId, Happened, LinkBatch, LinkEvent, LinkHandle, LinkId,
     Opening, Outlet, Owner, Peer, Plan,
 };
+pub use listen::{Bound, Listener};
+pub use poll::{IoThreads, Running};
+pub use tls::{ClientTls, ServerTls};
 
 /// How an I/O thread lets go of its links when the server goes.
 #[derive(Clone, Copy, Debug)]

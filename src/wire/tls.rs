@@ -1,0 +1,199 @@
+//! TLS over a socket that does not block: rustls, driven by the same loop as everything else.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
+
+use crate::error::{Code, Error, Result};
+
+/// What a listener shows and proves with.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+}
+
+impl ServerTls {
+    /// Reads a certificate chain and its key, both PEM.
+    ///
+    /// # Errors
+    /// If a file cannot be read, holds no PEM, or key and certificate do not belong together.
+    pub fn from_files(chain: &Path, key: &Path) -> Result<ServerTls> {
+        let bad = |what: &Path, why: &dyn std::fmt::Display| {
+            Error::new(Code::BadConfig, format!("cannot use {} for TLS: {why}", what.display()))
+        };
+        let certificates = CertificateDer::pem_file_iter(chain)
+            .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+            .map_err(|error| bad(chain, &error))?;
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| bad(key, &error))?;
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, private))
+            .map_err(|error| bad(chain, &error))?;
+        let mut config = config;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(ServerTls { config: Arc::new(config) })
+    }
+}
+
+/// Whom a dialer trusts.
+#[derive(Clone, Debug)]
+pub struct ClientTls {
+    config: Arc<ClientConfig>,
+}
+
+impl ClientTls {
+    /// Trusts the certificates of a PEM file.
+    ///
+    /// # Errors
+    /// If the file cannot be read or holds no certificate.
+    pub fn trusting(file: &Path) -> Result<ClientTls> {
+        let bad = |why: &dyn std::fmt::Display| {
+            Error::new(Code::BadConfig, format!("cannot trust {}: {why}", file.display()))
+        };
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(file).map_err(|error| bad(&error))? {
+            let certificate = certificate.map_err(|error| bad(&error))?;
+            roots.add(certificate).map_err(|error| bad(&error))?;
+        }
+        if roots.is_empty() {
+            return Err(bad(&"it holds no certificate"));
+        }
+        ClientTls::with_roots(roots)
+    }
+
+    /// Trusts what the system trusts: `SSL_CERT_FILE`, or the bundle at one of the usual places.
+    ///
+    /// # Errors
+    /// If none of them is there.
+    pub fn system() -> Result<ClientTls> {
+        const PLACES: [&str; 4] = [
+            "/etc/ssl/certs/ca-certificates.crt",
+            "/etc/pki/tls/certs/ca-bundle.crt",
+            "/etc/ssl/cert.pem",
+            "/etc/ssl/ca-bundle.pem",
+        ];
+        if let Some(file) = std::env::var_os("SSL_CERT_FILE") {
+            return ClientTls::trusting(Path::new(&file));
+        }
+        match PLACES.iter().map(Path::new).find(|place| place.exists()) {
+            Some(place) => ClientTls::trusting(place),
+            None => {
+                let text = "there is no bundle of trusted certificates: set SSL_CERT_FILE";
+                Err(Error::new(Code::BadConfig, text))
+            }
+        }
+    }
+
+    fn with_roots(roots: RootCertStore) -> Result<ClientTls> {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Error::new(Code::Internal, format!("TLS has no protocol versions: {error}")))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(ClientTls { config: Arc::new(config) })
+    }
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// TLS between a link and its socket.
+pub(super) struct Tls {
+    connection: Connection,
+}
+
+/// Plain bytes that may wait inside TLS to be encrypted and sent.
+const BUFFER_MAX: usize = 64 * 1024;
+
+impl Tls {
+    pub(super) fn server(tls: &ServerTls) -> io::Result<Tls> {
+        let connection = ServerConnection::new(tls.config.clone()).map_err(io::Error::other)?;
+        Ok(Tls::new(connection.into()))
+    }
+
+    pub(super) fn client(tls: &ClientTls, host: &str) -> io::Result<Tls> {
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let connection = ClientConnection::new(tls.config.clone(), name).map_err(io::Error::other)?;
+        Ok(Tls::new(connection.into()))
+    }
+
+    fn new(mut connection: Connection) -> Tls {
+        connection.set_buffer_limit(Some(BUFFER_MAX));
+        Tls { connection }
+    }
+
+    /// Reads plain bytes; `Ok(0)` at the end.
+    pub(super) fn read(&mut self, socket: &mut (impl Read + Write), buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.connection.reader().read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // An end without `close_notify`: the framing of HTTP and WebSocket tells whether
+                // something is missing.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                read => return read,
+            }
+            match self.connection.read_tls(socket) {
+                Ok(0) => return Ok(0),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            let processed = self.connection.process_new_packets();
+            // Handshake answers and alerts go out at once, also when the packet was refused.
+            self.flush(socket)?;
+            processed.map_err(io::Error::other)?;
+        }
+    }
+
+    /// Takes plain bytes; what cannot be sent now waits inside, and nothing more is taken meanwhile.
+    pub(super) fn write(&mut self, socket: &mut impl Write, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        if !self.flush(socket)? {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        match self.connection.writer().write_vectored(slices)? {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            n => {
+                self.flush(socket)?;
+                Ok(n)
+            }
+        }
+    }
+
+    /// Sends what waits; whether all of it is gone.
+    pub(super) fn flush(&mut self, socket: &mut impl Write) -> io::Result<bool> {
+        while self.connection.wants_write() {
+            match self.connection.write_tls(socket) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Says that nothing more is written.
+    pub(super) fn finish(&mut self, socket: &mut impl Write) -> io::Result<bool> {
+        self.connection.send_close_notify();
+        self.flush(socket)
+    }
+
+    /// Shakes hands over a socket that blocks.
+    pub(super) fn shake_hands(&mut self, socket: &mut (impl Read + Write)) -> io::Result<()> {
+        while self.connection.is_handshaking() {
+            self.flush(socket)?;
+            if self.connection.read_tls(socket)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let processed = self.connection.process_new_packets();
+            self.flush(socket)?;
+            processed.map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+}
