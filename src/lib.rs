@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod cli;
+pub mod client;
 pub mod codec;
 pub mod config;
 pub mod engine;
@@ -10,6 +12,7 @@ pub mod error;
 pub mod front;
 pub mod metrics;
 pub mod rt;
+pub mod spool;
 pub mod state;
 pub mod store;
 #[cfg(feature = "testing")]

@@ -1,2 +1,7 @@
 //! The `towpath` program. Everything it does is in the library's `cli`.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    towpath::cli::main()
+}

@@ -1,5 +1,6 @@
 //! The one integration binary: one file a subject, names are sentences of behaviour.
 
-mod sim_harness;
+mod docs;
 mod doors;
+mod sim_harness;
 mod tidy;

@@ -145,7 +145,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Modules without a layer, and the lowest layer that may name them.
-const FREE: &[(&str, usize)] = &[("error", 0), ("metrics", 2), ("config", 5), ("log", 5)];
+const FREE: &[(&str, usize)] = &[("error", 0), ("metrics", 2), ("config", 5)];
 
 /// Re-exports of the crate's root that may be named as `crate::Error`.
 const ROOT: &[&str] = &["Code", "Error", "Result"];

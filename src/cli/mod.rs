@@ -1,0 +1,121 @@
+//! The command line: one file a command.
+//!
+//! A command reads its arguments, does one thing through the library or through a daemon's API
+//! ([`Api`]), prints to standard output and answers with a [`Failure`] when it could not. Help, man pages
+//! and completions come from the same derive.
+
+mod completions;
+mod config;
+mod failure;
+mod health;
+mod man;
+mod print;
+mod remote;
+mod version;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+pub use crate::client::http::Api;
+pub use failure::{Exit, Failure};
+pub use print::{Table, say};
+pub use remote::Remote;
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "towpath",
+    version,
+    about = "Live work that survives broken connections",
+    long_about = "Live work that survives broken connections: streams, pipes, sessions, metadata and a \
+                  connection log, from one daemon without other services.",
+    after_long_help = "Examples:\n  \
+        towpath serve                                  serve on 127.0.0.1:7700, keep data in ./towpath-data\n  \
+        towpath config init > towpath.toml             a file with every setting, explained\n  \
+        towpath health                                 is the daemon well?\n\n\
+        Exit codes: 0 done, 1 failed, 2 usage, 3 drain timed out, 69 store unavailable,\n\
+        73 cannot create, 78 configuration.",
+    propagate_version = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Completions(completions::Completions),
+    Config(config::Config),
+    Health(health::Health),
+    Man(man::Man),
+    Version(version::Version),
+}
+
+impl Command {
+    fn run(self) -> Result<(), Failure> {
+        match self {
+            Command::Completions(command) => command.run(),
+            Command::Config(command) => command.run(),
+            Command::Health(command) => command.run(),
+            Command::Man(command) => command.run(),
+            Command::Version(command) => command.run(),
+        }
+    }
+}
+
+/// The program: parses the process's arguments, runs the command, says what went wrong.
+pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors" that go to standard output and exit with 0. Nothing is
+            // left to tell if writing them fails.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8));
+        }
+    };
+    match cli.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// What help, man pages and completions are made from.
+fn command() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does_and_how_it_is_used() {
+        fn visit(path: &str, command: &clap::Command) {
+            let path = format!("{path} {}", command.get_name());
+            assert!(command.get_about().is_some(), "{path} has no help");
+            let leaf = command.get_subcommands().next().is_none();
+            assert!(!leaf || command.get_after_long_help().is_some(), "{path} --help shows no example");
+            for argument in command.get_arguments() {
+                let id = argument.get_id();
+                assert!(argument.get_help().is_some(), "{path}: {id} has no help");
+            }
+            command.get_subcommands().for_each(|command| visit(&path, command));
+        }
+        visit("", &command());
+    }
+}

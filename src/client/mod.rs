@@ -1,0 +1,3 @@
+//! What an embedding program or the command line uses to reach a daemon.
+
+pub mod http;

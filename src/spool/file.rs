@@ -1,0 +1,670 @@
+//! The spool as an SQLite file: `spool.db`, write-ahead log, every commit synced.
+//!
+//! Invariant: table `record` holds exactly the numbers `first..next` of table `span`, and each row's
+//! checksum covers its number, time, key and payload. What breaks this was not written by us: the
+//! file is set aside, what can be read goes into a new one, and what is missing is reported.
+//!
+//! A commit that failed to sync is never tried again on the same file: the system may have dropped
+//! what it could not write, and would report success the next time.
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
+
+use super::salvage;
+use super::{Appended, Item, Kept, Limits, Spool, SpoolError, Status, WhenFull};
+use crate::state::time::Wall;
+
+/// The layout of the file. A newer one is refused.
+pub const SCHEMA_VERSION: i64 = 1;
+
+/// What a row costs beside its payload, for the bounds.
+const ROW_BYTES: u64 = 64;
+
+const SCHEMA: &str = "
+    CREATE TABLE record(n INTEGER PRIMARY KEY, key BLOB NOT NULL, at INTEGER NOT NULL, payload BLOB NOT NULL,
+                        crc INTEGER NOT NULL);
+    CREATE UNIQUE INDEX record_key ON record(key);
+    CREATE TABLE span(one INTEGER PRIMARY KEY CHECK (one = 1), first INTEGER NOT NULL, next INTEGER NOT NULL,
+                      bytes INTEGER NOT NULL, lost INTEGER NOT NULL, crc INTEGER NOT NULL);
+";
+
+/// The spool in a file, or in memory for simulations.
+#[derive(Debug)]
+pub struct File {
+    place: Place,
+    limits: Limits,
+    db: Option<Connection>,
+    span: Span,
+    /// The last time heard of, to name what is set aside.
+    now: Wall,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Disk(PathBuf),
+    Memory,
+}
+
+/// What the file says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    first: u64,
+    next: u64,
+    bytes: u64,
+    lost: u64,
+}
+
+impl Span {
+    const EMPTY: Span = Span { first: 1, next: 1, bytes: 0, lost: 0 };
+
+    fn crc(&self) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        for number in [self.first, self.next, self.bytes, self.lost] {
+            hasher.update(&number.to_be_bytes());
+        }
+        hasher.finalize()
+    }
+}
+
+/// The checksum of a row.
+pub(super) fn checksum(number: u64, at: Wall, key: &[u8], payload: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&number.to_be_bytes());
+    hasher.update(&at.0.to_be_bytes());
+    hasher.update(key);
+    hasher.update(payload);
+    hasher.finalize()
+}
+
+/// What was found when the spool was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is as it was left.
+    Whole,
+    /// It was damaged. It was set aside, and a new one was made of what could be read.
+    Damaged(Report),
+}
+
+/// What damage did.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Report {
+    /// Where the damaged file is now; nothing when it was only looked at.
+    pub set_aside: Option<PathBuf>,
+    /// What is wrong with it.
+    pub causes: Vec<String>,
+    /// Records that could be read.
+    pub salvaged: u64,
+    /// Numbers of records that could not be read.
+    pub missing: Vec<RangeInclusive<u64>>,
+    /// Whether there may be more than those: where the spool ended could not be read.
+    pub end_unknown: bool,
+}
+
+impl Report {
+    /// How many records are missing.
+    pub fn lost(&self) -> u64 {
+        self.missing.iter().map(|range| range.end() - range.start() + 1).sum()
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}; {} records salvaged, {} lost", self.causes.join("; "), self.salvaged, self.lost())?;
+        for range in &self.missing {
+            write!(f, " [{}-{}]", range.start(), range.end())?;
+        }
+        if self.end_unknown {
+            f.write_str(", where it ended is not known")?;
+        }
+        Ok(())
+    }
+}
+
+impl File {
+    /// Opens `spool.db` in `dir`, making it if it is not there. Damage never refuses: it is reported.
+    /// `now` names the file that is set aside.
+    ///
+    /// # Errors
+    /// The directory cannot be written, or the file is of a newer layout.
+    pub fn open(dir: &Path, limits: Limits, now: Wall) -> Result<(File, Found), SpoolError> {
+        let path = dir.join("spool.db");
+        let mut file = File { place: Place::Disk(path.clone()), limits, db: None, span: Span::EMPTY, now };
+        let before = salvage::log_of(&path);
+        match file.connect().and_then(|()| file.examine(&before)) {
+            Ok(causes) if causes.is_empty() => Ok((file, Found::Whole)),
+            Ok(causes) | Err(Trouble::Damage(causes)) => {
+                let report = file.replace(causes)?;
+                Ok((file, Found::Damaged(report)))
+            }
+            Err(Trouble::Refused(error)) => Err(error),
+        }
+    }
+
+    /// A spool that lives as long as the value, for simulations.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn memory(limits: Limits) -> Result<File, SpoolError> {
+        let mut file = File { place: Place::Memory, limits, db: None, span: Span::EMPTY, now: Wall(0) };
+        file.connect().map_err(Trouble::into_error)?;
+        Ok(file)
+    }
+
+    /// Looks at a spool that another process may be writing, and changes nothing.
+    ///
+    /// # Errors
+    /// There is no spool in `dir`, or it cannot be opened.
+    pub fn look(dir: &Path) -> Result<File, SpoolError> {
+        let path = dir.join("spool.db");
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(&path, flags).map_err(|error| broken(&path, &error))?;
+        let mut file = File {
+            place: Place::Disk(path),
+            limits: Limits::default(),
+            db: Some(db),
+            span: Span::EMPTY,
+            now: Wall(0),
+        };
+        // What can be told of a damaged file is told by `verify`.
+        if let Ok(Some(span)) = file.read_span() {
+            file.span = span;
+        }
+        Ok(file)
+    }
+
+    /// Checks every row. Nothing is changed.
+    ///
+    /// # Errors
+    /// The file cannot be read at all.
+    pub fn verify(&mut self) -> Result<Option<Report>, SpoolError> {
+        let Place::Disk(path) = self.place.clone() else { return Ok(None) };
+        let before = salvage::log_of(&path);
+        let causes = match self.examine(&before) {
+            Ok(causes) | Err(Trouble::Damage(causes)) => causes,
+            Err(Trouble::Refused(error)) => return Err(error),
+        };
+        if causes.is_empty() {
+            return Ok(None);
+        }
+        let (kept, mut report) = salvage::read(&path, self.known_span());
+        report.causes = causes;
+        report.salvaged = kept.len() as u64;
+        Ok(Some(report))
+    }
+
+    /// The number the next item gets.
+    pub fn next_number(&self) -> u64 {
+        self.span.next
+    }
+
+    fn known_span(&mut self) -> Option<(u64, u64)> {
+        let span = self.read_span().ok().flatten()?;
+        Some((span.first, span.next))
+    }
+
+    /// Opens the file and, if it is new, lays it out.
+    fn connect(&mut self) -> Result<(), Trouble> {
+        let db = match &self.place {
+            Place::Memory => Connection::open_in_memory(),
+            Place::Disk(path) => {
+                private(path).map_err(|error| Trouble::Refused(broken(path, &error)))?;
+                Connection::open(path)
+            }
+        }
+        .map_err(|error| self.trouble(&error))?;
+        let setup = db
+            .pragma_update(None, "page_size", salvage::PAGE as i64)
+            .and_then(|()| db.pragma_update(None, "journal_mode", "WAL"))
+            .and_then(|()| db.pragma_update(None, "synchronous", "FULL"))
+            .and_then(|()| db.busy_timeout(std::time::Duration::from_secs(1)))
+            .and_then(|()| db.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0)));
+        let version = setup.map_err(|error| self.trouble(&error))?;
+        self.db = Some(db);
+        match version {
+            0 => self.lay_out(),
+            SCHEMA_VERSION => Ok(()),
+            // A flipped bit may look like a newer version; the tables tell.
+            newer if self.read_span().is_ok_and(|span| span.is_some()) => {
+                Err(Trouble::Damage(vec![format!("layout {newer} with the tables of {SCHEMA_VERSION}")]))
+            }
+            newer => Err(Trouble::Refused(SpoolError::Broken {
+                text: format!(
+                    "its layout is {newer} and this towpath knows {SCHEMA_VERSION}: use a newer one"
+                ),
+            })),
+        }
+    }
+
+    fn lay_out(&mut self) -> Result<(), Trouble> {
+        let tables = self
+            .with(|db| db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)))?;
+        if tables > 0 {
+            return Err(Trouble::Damage(vec!["it has tables and no layout".into()]));
+        }
+        self.with(|db| {
+            let tx = db.transaction()?;
+            tx.execute_batch(SCHEMA)?;
+            write_span(&tx, &Span::EMPTY)?;
+            tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            tx.commit()
+        })?;
+        self.span = Span::EMPTY;
+        Ok(())
+    }
+
+    /// Everything that is wrong with the file; nothing for one that is whole.
+    fn examine(&mut self, log: &[u8]) -> Result<Vec<String>, Trouble> {
+        let checked =
+            self.with(|db| db.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0)))?;
+        if checked != "ok" {
+            return Ok(vec![format!("sqlite: {checked}")]);
+        }
+        let Some(span) = self.read_span().map_err(|error| self.trouble(&error))? else {
+            return Ok(vec!["its own account of itself is unreadable".into()]);
+        };
+        self.span = span;
+        let mut causes = Vec::new();
+        let (mut expected, mut bytes) = (span.first, 0);
+        let bad = self.with(|db| {
+            let mut rows =
+                db.prepare("SELECT n, key, at, payload, crc FROM record NOT INDEXED ORDER BY n")?;
+            let mut rows = rows.query([])?;
+            while let Some(row) = rows.next()? {
+                let number = row.get::<_, i64>(0)? as u64;
+                let (key, payload) = (row.get_ref(1)?.as_blob(), row.get_ref(3)?.as_blob());
+                let (at, crc) = (row.get_ref(2)?.as_i64(), row.get_ref(4)?.as_i64());
+                let (Ok(key), Ok(payload), Ok(at), Ok(crc)) = (key, payload, at, crc) else {
+                    return Ok(Some(format!("record {number} has columns of another type")));
+                };
+                if number != expected {
+                    return Ok(Some(format!("record {expected} is missing")));
+                }
+                if i64::from(checksum(number, Wall(at), key, payload)) != crc {
+                    return Ok(Some(format!("record {number} has a wrong checksum")));
+                }
+                expected += 1;
+                bytes += payload.len() as u64 + ROW_BYTES;
+            }
+            Ok(None)
+        })?;
+        causes.extend(bad);
+        if causes.is_empty() && expected != span.next {
+            causes.push(format!("it ends at record {} and should at {}", expected - 1, span.next - 1));
+        }
+        if causes.is_empty() && bytes != span.bytes {
+            causes.push(format!("it holds {bytes} bytes and should {}", span.bytes));
+        }
+        // A flipped bit in the log makes SQLite end there without a word; what comes after is ours.
+        if causes.is_empty()
+            && let Some(number) = salvage::beyond(log, span.next)
+        {
+            causes.push(format!("its log holds record {number} and was not read that far"));
+        }
+        Ok(causes)
+    }
+
+    fn read_span(&mut self) -> rusqlite::Result<Option<Span>> {
+        let Some(db) = self.db.as_ref() else { return Ok(None) };
+        let found = db
+            .query_row("SELECT first, next, bytes, lost, crc FROM span", [], |row| {
+                let number = |column| Ok::<_, rusqlite::Error>(row.get::<_, i64>(column)? as u64);
+                let span = Span { first: number(0)?, next: number(1)?, bytes: number(2)?, lost: number(3)? };
+                Ok((span, row.get::<_, i64>(4)?))
+            })
+            .optional()?;
+        Ok(found.and_then(|(span, crc)| (i64::from(span.crc()) == crc).then_some(span)))
+    }
+
+    /// Sets the file aside and makes a new one of what can be read.
+    fn replace(&mut self, causes: Vec<String>) -> Result<Report, SpoolError> {
+        let Place::Disk(path) = self.place.clone() else {
+            return Err(SpoolError::Broken { text: causes.join("; ") });
+        };
+        let span = self.known_span();
+        let lost_before = if span.is_some() { self.span.lost } else { 0 };
+        let (kept, mut report) = salvage::read(&path, span);
+        // Closing may fail on a file like this; what matters has been read.
+        drop(self.db.take());
+        let aside = set_aside(&path, self.now).map_err(|error| broken(&path, &error))?;
+        self.connect().map_err(Trouble::into_error)?;
+        report.causes = causes;
+        report.set_aside = Some(aside);
+        report.salvaged = kept.len() as u64;
+        // The salvaged are numbered anew, without holes: the holes have been reported. No number is
+        // used twice, so that an answer about the old file cannot touch the new one.
+        let start = kept.last().map_or(1, |kept| kept.number + 1).max(span.map_or(1, |(_, next)| next));
+        self.span = Span { first: start, next: start, bytes: 0, lost: lost_before + report.lost() };
+        let span = self.span;
+        self.with(|db| write_span(db, &span)).map_err(Trouble::into_error)?;
+        for chunk in kept.chunks(1_000) {
+            self.insert(chunk.iter().map(|kept| (&kept.item, kept.at)), 0).map_err(Trouble::into_error)?;
+        }
+        Ok(report)
+    }
+
+    /// One transaction: throws `evict` of the oldest out, then puts these in.
+    fn insert<'a>(
+        &mut self,
+        items: impl Iterator<Item = (&'a Item, Wall)>,
+        evict: u64,
+    ) -> Result<Appended, Trouble> {
+        let mut span = self.span;
+        let mut done = Appended::default();
+        self.with(|db| {
+            let tx = db.transaction()?;
+            if evict > 0 {
+                let last = span.first + evict - 1;
+                done.evicted = remove(&tx, &mut span, last)?;
+            }
+            {
+                let mut insert = tx.prepare_cached(
+                    "INSERT INTO record(n, key, at, payload, crc) VALUES(?1, ?2, ?3, ?4, ?5) ON CONFLICT(key) DO NOTHING",
+                )?;
+                for (item, at) in items {
+                    let crc = checksum(span.next, at, &item.key, &item.payload);
+                    let row = params![span.next as i64, &item.key[..], at.0, &item.payload, crc];
+                    if insert.execute(row)? == 1 {
+                        span.next += 1;
+                        span.bytes += item.payload.len() as u64 + ROW_BYTES;
+                        done.new += 1;
+                    } else {
+                        done.known += 1;
+                    }
+                }
+            }
+            write_span(&tx, &span)?;
+            tx.commit()
+        })?;
+        self.span = span;
+        Ok(done)
+    }
+
+    /// How many of the oldest have to go so that `more` bytes fit.
+    fn oldest_in_the_way(&mut self, more: u64) -> Result<u64, SpoolError> {
+        let max_bytes = self.limits.max_bytes;
+        let mut over = (self.span.bytes + more).saturating_sub(max_bytes);
+        if over == 0 {
+            return Ok(0);
+        }
+        let full = SpoolError::Full { bytes: self.span.bytes, max_bytes };
+        if self.limits.when_full == WhenFull::Refuse || more > max_bytes {
+            return Err(full);
+        }
+        let mut count = 0;
+        self.with(|db| {
+            let mut sizes = db.prepare_cached("SELECT length(payload) FROM record ORDER BY n")?;
+            let mut sizes = sizes.query([])?;
+            while over > 0
+                && let Some(row) = sizes.next()?
+            {
+                over = over.saturating_sub(row.get::<_, i64>(0)? as u64 + ROW_BYTES);
+                count += 1;
+            }
+            Ok(())
+        })
+        .map_err(Trouble::into_error)?;
+        Ok(count)
+    }
+
+    fn check_free(&self) -> Result<(), SpoolError> {
+        let Place::Disk(path) = &self.place else { return Ok(()) };
+        let Some(dir) = path.parent() else { return Ok(()) };
+        let stat = rustix::fs::statvfs(dir)
+            .map_err(|error| SpoolError::Broken { text: format!("{}: {error}", dir.display()) })?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free < self.limits.min_free {
+            let text = format!(
+                "{free} bytes are free on {} and min_free is {}",
+                dir.display(),
+                self.limits.min_free
+            );
+            return Err(SpoolError::NoSpace { text });
+        }
+        Ok(())
+    }
+
+    fn with<T>(&mut self, call: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, Trouble> {
+        let Some(db) = self.db.as_mut() else {
+            return Err(Trouble::Refused(SpoolError::Broken { text: "the file is not open".into() }));
+        };
+        call(db).map_err(|error| self.trouble(&error))
+    }
+
+    fn trouble(&self, error: &rusqlite::Error) -> Trouble {
+        let place = match &self.place {
+            Place::Disk(path) => path.display().to_string(),
+            Place::Memory => "in memory".into(),
+        };
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => {
+                Trouble::Refused(SpoolError::NoSpace { text: format!("{place}: {error}") })
+            }
+            Some(
+                ErrorCode::CannotOpen
+                | ErrorCode::ReadOnly
+                | ErrorCode::PermissionDenied
+                | ErrorCode::DatabaseBusy,
+            ) => Trouble::Refused(SpoolError::Broken { text: format!("{place}: {error}") }),
+            _ => Trouble::Damage(vec![error.to_string()]),
+        }
+    }
+
+    /// Does it, and once more on a new file if this one turned out to be damaged.
+    fn on_a_sound_file<T>(
+        &mut self,
+        mut call: impl FnMut(&mut File) -> Result<T, Trouble>,
+    ) -> Result<T, SpoolError> {
+        if self.db.is_none() {
+            self.connect().map_err(Trouble::into_error)?;
+        }
+        match call(self) {
+            Ok(done) => Ok(done),
+            Err(Trouble::Refused(error)) => Err(error),
+            Err(Trouble::Damage(causes)) => {
+                let report = self.replace(causes)?;
+                log::error!("spool: the file failed and was replaced: {report}");
+                call(self).map_err(Trouble::into_error)
+            }
+        }
+    }
+}
+
+impl Spool for File {
+    fn append(&mut self, items: &[Item], at: Wall) -> Result<Appended, SpoolError> {
+        self.check_free()?;
+        let more = items.iter().map(|item| item.payload.len() as u64 + ROW_BYTES).sum();
+        let evict = self.oldest_in_the_way(more)?;
+        self.now = at;
+        self.on_a_sound_file(|file| file.insert(items.iter().map(|item| (item, at)), evict))
+    }
+
+    fn page(&mut self, after: u64, rows: usize, bytes: usize) -> Result<Vec<Kept>, SpoolError> {
+        let read = |file: &mut File| -> Result<Vec<Kept>, Trouble> {
+            file.with(|db| {
+                let mut select = db.prepare_cached(
+                    "SELECT n, key, at, payload, crc FROM record WHERE n > ?1 ORDER BY n LIMIT ?2",
+                )?;
+                let mut found = select.query(params![after as i64, rows as i64])?;
+                let (mut page, mut held): (Vec<Kept>, usize) = (Vec::new(), 0);
+                while let Some(row) = found.next()? {
+                    let kept = kept_from(row)?;
+                    let payload = kept.item.payload.len();
+                    if held + payload > bytes && !page.is_empty() {
+                        break;
+                    }
+                    held += payload;
+                    page.push(kept);
+                }
+                Ok(page)
+            })
+        };
+        self.on_a_sound_file(read)
+    }
+
+    fn forget(&mut self, number: u64) -> Result<usize, SpoolError> {
+        // On a new file the numbers are new: nothing is forgotten there, and all of it is sent again.
+        let removed = self.on_a_sound_file(|file| {
+            let mut span = file.span;
+            let removed = file.with(|db| {
+                let tx = db.transaction()?;
+                let removed = remove(&tx, &mut span, number)?;
+                write_span(&tx, &span)?;
+                tx.commit()?;
+                Ok(removed)
+            })?;
+            file.span = span;
+            Ok(removed)
+        })?;
+        let span = self.span;
+        if span.first == span.next {
+            self.give_back();
+        }
+        Ok(removed)
+    }
+
+    fn status(&mut self) -> Result<Status, SpoolError> {
+        let oldest = self
+            .with(|db| {
+                db.prepare_cached("SELECT at FROM record ORDER BY n LIMIT 1")?
+                    .query_row([], |row| row.get::<_, i64>(0))
+                    .optional()
+            })
+            .map_err(Trouble::into_error)?;
+        Ok(Status {
+            records: self.span.next - self.span.first,
+            bytes: self.span.bytes,
+            oldest_at: oldest.map(Wall),
+            lost: self.span.lost,
+        })
+    }
+}
+
+impl File {
+    /// An empty spool gives the disk back what it needed during the outage.
+    fn give_back(&mut self) {
+        const WORTH_IT: i64 = 4_096; // pages: 16 MiB
+        let given = self.with(|db| {
+            let free: i64 = db.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
+            if free > WORTH_IT { db.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)") } else { Ok(()) }
+        });
+        if let Err(trouble) = given {
+            log::warn!("spool: cannot give space back, which does no harm: {}", trouble.into_error());
+        }
+    }
+}
+
+/// Why a call on the file did not succeed.
+#[derive(Debug)]
+enum Trouble {
+    /// The file is not what was written, or may not be: use another.
+    Damage(Vec<String>),
+    /// The answer to whoever asked.
+    Refused(SpoolError),
+}
+
+impl Trouble {
+    fn into_error(self) -> SpoolError {
+        match self {
+            Trouble::Damage(causes) => SpoolError::Broken { text: causes.join("; ") },
+            Trouble::Refused(error) => error,
+        }
+    }
+}
+
+/// A row as it was written; an error if it is not.
+fn kept_from(row: &rusqlite::Row<'_>) -> rusqlite::Result<Kept> {
+    let number = row.get::<_, i64>(0)? as u64;
+    let (key, at): (Vec<u8>, i64) = (row.get(1)?, row.get(2)?);
+    let (payload, crc): (Vec<u8>, i64) = (row.get(3)?, row.get(4)?);
+    let damaged = || {
+        let error = format!("record {number} has a wrong checksum").into();
+        rusqlite::Error::FromSqlConversionFailure(4, rusqlite::types::Type::Blob, error)
+    };
+    if i64::from(checksum(number, Wall(at), &key, &payload)) != crc {
+        return Err(damaged());
+    }
+    let key = key.try_into().map_err(|_| damaged())?;
+    Ok(Kept { number, at: Wall(at), item: Item { key, payload } })
+}
+
+fn write_span(db: &Connection, span: &Span) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "INSERT INTO span(one, first, next, bytes, lost, crc) VALUES(1, ?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT(one) DO UPDATE SET first = excluded.first, next = excluded.next, bytes = excluded.bytes,
+                                        lost = excluded.lost, crc = excluded.crc",
+    )?
+    .execute(params![
+        span.first as i64,
+        span.next as i64,
+        span.bytes as i64,
+        span.lost as i64,
+        span.crc()
+    ])?;
+    Ok(())
+}
+
+/// Deletes everything up to and including `number`, and says how many rows that were.
+fn remove(db: &Connection, span: &mut Span, number: u64) -> rusqlite::Result<usize> {
+    let last = number.min(span.next - 1);
+    if last < span.first {
+        return Ok(0);
+    }
+    let bytes: i64 = db
+        .prepare_cached("SELECT coalesce(sum(length(payload)), 0) FROM record WHERE n <= ?1")?
+        .query_row([last as i64], |row| row.get(0))?;
+    let removed = db.prepare_cached("DELETE FROM record WHERE n <= ?1")?.execute([last as i64])?;
+    span.bytes = span.bytes.saturating_sub(bytes as u64 + removed as u64 * ROW_BYTES);
+    span.first = last + 1;
+    Ok(removed)
+}
+
+/// The file and what SQLite keeps beside it.
+pub(super) fn beside(path: &Path) -> [PathBuf; 3] {
+    ["", "-wal", "-shm"].map(|suffix| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    })
+}
+
+/// Renames the file and its log, so that nothing of them is ever overwritten.
+fn set_aside(path: &Path, now: Wall) -> std::io::Result<PathBuf> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".damaged-{}", now.as_millis()));
+    let mut aside = PathBuf::from(&name);
+    for again in 2.. {
+        if !aside.exists() {
+            break;
+        }
+        let mut other = name.clone();
+        other.push(format!("-{again}"));
+        aside = PathBuf::from(other);
+    }
+    for (from, to) in beside(path).iter().zip(beside(&aside)) {
+        match std::fs::rename(from, to) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(aside)
+}
+
+/// Makes the file readable for its owner alone, before anything is in it.
+fn private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn broken(path: &Path, error: &dyn std::fmt::Display) -> SpoolError {
+    SpoolError::Broken { text: format!("{}: {error}", path.display()) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,29 @@
+//! The manual's generated pages say what the code says. `UPDATE=1 cargo test --test it docs` writes them.
+
+use std::fs;
+use std::path::Path;
+
+/// Compares a file with what the code would write; with UPDATE=1, writes it.
+fn check(file: &str, expected: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, expected).expect("a page is written");
+    }
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    let differs = found.lines().zip(expected.lines()).position(|(a, b)| a != b);
+    assert!(
+        found == expected,
+        "{file} differs from the code at line {:?}: run `UPDATE=1 cargo test --test it docs`",
+        differs.map(|line| line + 1)
+    );
+}
+
+#[test]
+fn the_configuration_page_is_what_the_code_says() {
+    check("docs/configuration.md", &towpath::config::manual());
+}
+
+#[test]
+fn the_deployed_sample_has_every_setting() {
+    check("examples/deploy/towpath.toml", &towpath::config::sample());
+}
