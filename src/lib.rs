@@ -1,6 +1,8 @@
 //! Live work that survives broken connections: sessions, streams, pipes, batched metadata and a
 //! connection log, on plain threads.
 #![forbid(unsafe_code)]
+// A library does not talk to the terminal; the command line does it in one place.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod bus;
 pub mod cli;

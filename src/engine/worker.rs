@@ -70,7 +70,7 @@ impl Default for Bounds {
 }
 
 /// A message that did not fit, or whose room has ended; it comes back.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Refused<M> {
     /// The inbox holds as much as it may.
     Full(M),
@@ -84,6 +84,15 @@ impl<M> Refused<M> {
         match self {
             Refused::Full(message) | Refused::Ended(message) => message,
         }
+    }
+}
+
+impl<M> std::fmt::Debug for Refused<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Refused::Full(_) => "Full(..)",
+            Refused::Ended(_) => "Ended(..)",
+        })
     }
 }
 

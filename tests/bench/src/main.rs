@@ -1,0 +1,16 @@
+//! Benchmarks: each case beside its floor, the bare work without towpath, in one run.
+//!
+//! `make bench` runs all, `make bench BENCH=rt` those whose name contains `rt`, `BENCH_PAIRS=n` sets
+//! how many pairs. Writes `target/bench/<case>.json` and prints a Markdown table. Goals are ratios;
+//! `make bench-check` lists the cases that fall short.
+
+mod pairs;
+mod rt;
+
+use pairs::Bench;
+
+fn main() {
+    let mut bench = Bench::from_environment();
+    rt::run(&mut bench);
+    bench.finish();
+}
