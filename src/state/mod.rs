@@ -17,3 +17,8 @@ pub mod time;
 pub mod timers;
 pub mod turn;
 pub mod watch;
+pub mod envelope;
+pub mod handshake;
+pub mod seq;
+pub mod time;
+pub mod value;
