@@ -10,7 +10,6 @@ pub mod client;
 pub mod codec;
 pub mod config;
 pub mod engine;
-pub mod codec;
 pub mod error;
 pub mod front;
 pub mod metrics;

@@ -443,10 +443,10 @@ impl SerializeStructVariant for FieldsWriter {
 
 struct Reader(Value);
 
-impl IntoDeserializer<'_, Mismatch> for Value {
+impl IntoDeserializer<'_, Mismatch> for Reader {
     type Deserializer = Reader;
     fn into_deserializer(self) -> Reader {
-        Reader(self)
+        self
     }
 }
 
@@ -493,13 +493,13 @@ impl<'de> Deserializer<'de> for Reader {
                 visitor.visit_f64(date.seconds as f64 * 1e3 + f64::from(date.nanos / 1_000) / 1e3)
             }
             Value::Array(items) => {
-                let mut list = SeqDeserializer::new(items.into_iter());
+                let mut list = SeqDeserializer::new(items.into_iter().map(Reader));
                 let value = visitor.visit_seq(&mut list)?;
                 list.end()?;
                 Ok(value)
             }
             Value::Map(fields) => {
-                let mut map = MapDeserializer::new(fields.into_iter());
+                let mut map = MapDeserializer::new(fields.into_iter().map(|(name, value)| (name, Reader(value))));
                 let value = visitor.visit_map(&mut map)?;
                 map.end()?;
                 Ok(value)

@@ -373,9 +373,8 @@ impl Served {
         sides.requests_open = false;
         let (answers_open, kind) = (sides.answers_open, sides.kind);
         sink.push(Serve::RequestsEnded { stream: stream.to_owned() });
-        // A v1.1 peer closes both sides when it closes one, but waits for an answer that comes once; and a
-        // subscription's own side was never open.
-        if self.version == Version::V1_1 && answers_open && kind == Kind::Stream {
+        // A v1.1 peer closes both sides when it closes one, but waits for an answer that comes once.
+        if self.version == Version::V1_1 && answers_open && !kind.answers_once() {
             self.close_answers(stream, sink);
         } else if !answers_open {
             self.finish(stream, sink);

@@ -397,3 +397,6 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,7 @@ impl Default for Retry {
 
 impl Retry {
     /// The wait before the next dial after `spent` in a row.
-    fn wait(&self, spent: u32, draw: u64) -> Duration {
+    pub(super) fn wait(&self, spent: u32, draw: u64) -> Duration {
         if spent == 0 {
             return Duration::ZERO;
         }
