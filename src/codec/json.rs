@@ -12,7 +12,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 
 use super::{BadFrame, Bounds, Fields};
 use crate::state::envelope::{BadPayload, Envelope, Outgoing, Tracing};
@@ -93,7 +95,8 @@ pub fn write_value(buffer: &mut Vec<u8>, value: &Value) {
 }
 
 fn write_json(buffer: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
-    serde_json::to_writer(buffer, value).expect("numbers and text are written into memory, where nothing fails");
+    serde_json::to_writer(buffer, value)
+        .expect("numbers and text are written into memory, where nothing fails");
 }
 
 fn write_text(buffer: &mut Vec<u8>, text: &str) {
@@ -120,7 +123,9 @@ fn write_bytes(buffer: &mut Vec<u8>, bytes: &[u8]) {
     buffer.extend_from_slice(b"{\"$t\":\"");
     let start = buffer.len();
     buffer.resize(start + bytes.len().div_ceil(3) * 4, 0);
-    STANDARD.encode_slice(bytes, &mut buffer[start..]).expect("four letters were made room for per three bytes");
+    STANDARD
+        .encode_slice(bytes, &mut buffer[start..])
+        .expect("four letters were made room for per three bytes");
     buffer.extend_from_slice(b"\"}");
 }
 
@@ -156,7 +161,8 @@ pub fn decode_value(bytes: &Bytes, bounds: Bounds) -> Result<Value, BadFrame> {
     bounds.check_size(bytes.len())?;
     let notes = Notes::new(bounds);
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = Seed { depth: bounds.depth, notes: &notes }.deserialize(&mut deserializer).map_err(bad_frame)?;
+    let value =
+        Seed { depth: bounds.depth, notes: &notes }.deserialize(&mut deserializer).map_err(bad_frame)?;
     deserializer.end().map_err(|_| BadFrame("bytes follow the value"))?;
     notes.bad.get().map_or(Ok(value), |BadPayload(text)| Err(BadFrame(text)))
 }

@@ -427,7 +427,9 @@ impl<'a> Reader<'a> {
 
     fn number(&mut self) -> Result<u64, BadFrame> {
         match self.head()? {
-            Head::Scalar(value) => value.as_u64().ok_or(BadFrame("a number of the envelope is not a natural one")),
+            Head::Scalar(value) => {
+                value.as_u64().ok_or(BadFrame("a number of the envelope is not a natural one"))
+            }
             _ => Err(BadFrame("a number of the envelope is not a number")),
         }
     }

@@ -9,7 +9,9 @@ use std::fmt;
 use bytes::Bytes;
 use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{DeserializeOwned, DeserializeSeed, EnumAccess, IntoDeserializer, VariantAccess, Visitor};
-use serde::ser::{SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTupleVariant};
+use serde::ser::{
+    SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTupleVariant,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::state::value::{BigInt, Date, Value, whole};
@@ -289,7 +291,12 @@ impl Serializer for Writer {
         // River's procedures without arguments take `{}`.
         Ok(Value::Map(Vec::new()))
     }
-    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<Value, Mismatch> {
+    fn serialize_unit_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+    ) -> Result<Value, Mismatch> {
         Ok(Value::from(variant))
     }
 
@@ -419,7 +426,11 @@ impl SerializeMap for FieldsWriter {
 impl SerializeStruct for FieldsWriter {
     type Ok = Value;
     type Error = Mismatch;
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), Mismatch> {
+    fn serialize_field<T: Serialize + ?Sized>(
+        &mut self,
+        name: &'static str,
+        value: &T,
+    ) -> Result<(), Mismatch> {
         self.fields.push((name.to_owned(), value.serialize(Writer)?));
         Ok(())
     }
@@ -431,7 +442,11 @@ impl SerializeStruct for FieldsWriter {
 impl SerializeStructVariant for FieldsWriter {
     type Ok = Value;
     type Error = Mismatch;
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), Mismatch> {
+    fn serialize_field<T: Serialize + ?Sized>(
+        &mut self,
+        name: &'static str,
+        value: &T,
+    ) -> Result<(), Mismatch> {
         SerializeStruct::serialize_field(self, name, value)
     }
     fn end(self) -> Result<Value, Mismatch> {
@@ -499,7 +514,8 @@ impl<'de> Deserializer<'de> for Reader {
                 Ok(value)
             }
             Value::Map(fields) => {
-                let mut map = MapDeserializer::new(fields.into_iter().map(|(name, value)| (name, Reader(value))));
+                let mut map =
+                    MapDeserializer::new(fields.into_iter().map(|(name, value)| (name, Reader(value))));
                 let value = visitor.visit_map(&mut map)?;
                 map.end()?;
                 Ok(value)
@@ -561,7 +577,11 @@ impl<'de> Deserializer<'de> for Reader {
         }
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Mismatch> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Mismatch> {
         match &self.0 {
             Value::Map(_) => visitor.visit_unit(),
             _ => self.deserialize_unit(visitor),

@@ -35,8 +35,14 @@ impl Flags {
 
 impl fmt::Debug for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = [(Flags::ACK, "Ack"), (Flags::OPEN, "Open"), (Flags::CANCEL, "Cancel"), (Flags::CLOSED, "Closed")];
-        let set: Vec<&str> = names.iter().filter(|(flag, _)| self.has(*flag)).map(|(_, name)| *name).collect();
+        let names = [
+            (Flags::ACK, "Ack"),
+            (Flags::OPEN, "Open"),
+            (Flags::CANCEL, "Cancel"),
+            (Flags::CLOSED, "Closed"),
+        ];
+        let set: Vec<&str> =
+            names.iter().filter(|(flag, _)| self.has(*flag)).map(|(_, name)| *name).collect();
         write!(f, "{}", if set.is_empty() { "-".to_owned() } else { set.join("|") })
     }
 }

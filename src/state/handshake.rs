@@ -142,7 +142,8 @@ pub struct Request {
 impl Request {
     /// Reads a request.
     pub fn read(envelope: &Envelope) -> Result<Request, Refusal> {
-        let malformed = || Refusal::new(RefusalCode::MalformedHandshake, "received invalid handshake message");
+        let malformed =
+            || Refusal::new(RefusalCode::MalformedHandshake, "received invalid handshake message");
         let payload = envelope.payload.as_ref().map_err(|_| malformed())?;
         let text = |name| payload.get(name).and_then(Value::as_str);
         if text("type") != Some("HANDSHAKE_REQ") {
@@ -157,7 +158,8 @@ impl Request {
             None => 0,
         };
         let version = Version::parse(version).ok_or_else(|| {
-            let reason = format!("consumer and producer protocol version mismatch: got {version}, wanted v2.0");
+            let reason =
+                format!("consumer and producer protocol version mismatch: got {version}, wanted v2.0");
             Refusal::new(RefusalCode::ProtocolVersionMismatch, reason)
         })?;
         Ok(Request {
@@ -266,7 +268,12 @@ pub enum Decision {
 }
 
 /// Decides about a request whose metadata was accepted.
-pub fn decide(request: &Request, known: Option<Known<'_>>, second: SecondClient, resumable: bool) -> Decision {
+pub fn decide(
+    request: &Request,
+    known: Option<Known<'_>>,
+    second: SecondClient,
+    resumable: bool,
+) -> Decision {
     let mismatch = |reason: String| Decision::Refuse(Refusal::new(RefusalCode::SessionStateMismatch, reason));
     let Expected { next_expected, next_sent } = request.expected;
     match known {
@@ -285,7 +292,9 @@ pub fn decide(request: &Request, known: Option<Known<'_>>, second: SecondClient,
             }
             Decision::Resume
         }
-        Some(known) if known.connected && second == SecondClient::IsRefused && known.session != request.session => {
+        Some(known)
+            if known.connected && second == SecondClient::IsRefused && known.session != request.session =>
+        {
             let reason = "another client with this id is connected";
             Decision::Refuse(Refusal::new(RefusalCode::RejectedByCustomHandler, reason))
         }
@@ -376,11 +385,18 @@ mod tests {
 
     #[test]
     fn a_version_that_is_not_spoken_is_told_so() {
-        for (version, code) in [("v1.0", true), ("v1.1", false), ("v2.0", false), ("v3.0", true), ("", true)] {
-            let Value::Map(mut fields) = request("s", 0, 0).message("x".into()).payload else { unreachable!() };
+        for (version, code) in [("v1.0", true), ("v1.1", false), ("v2.0", false), ("v3.0", true), ("", true)]
+        {
+            let Value::Map(mut fields) = request("s", 0, 0).message("x".into()).payload else {
+                unreachable!()
+            };
             fields[1].1 = version.into();
             let read = Request::read(&envelope(Value::Map(fields)));
-            assert_eq!(read.is_err_and(|r| r.code == RefusalCode::ProtocolVersionMismatch), code, "{version}");
+            assert_eq!(
+                read.is_err_and(|r| r.code == RefusalCode::ProtocolVersionMismatch),
+                code,
+                "{version}"
+            );
         }
     }
 
@@ -395,12 +411,24 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(known: Option<(&str, bool, u64, u64)>, request: Request, second: SecondClient, expect: Result<Decision, &str>) {
-        let known = known.map(|(session, connected, received, oldest)| Known { session, connected, received, oldest });
+    fn check(
+        known: Option<(&str, bool, u64, u64)>,
+        request: Request,
+        second: SecondClient,
+        expect: Result<Decision, &str>,
+    ) {
+        let known = known.map(|(session, connected, received, oldest)| Known {
+            session,
+            connected,
+            received,
+            oldest,
+        });
         let decision = decide(&request, known, second, true);
         match (expect, decision) {
             (Ok(expected), decision) => assert_eq!(decision, expected),
-            (Err(part), Decision::Refuse(refusal)) => assert!(refusal.to_string().contains(part), "{refusal}"),
+            (Err(part), Decision::Refuse(refusal)) => {
+                assert!(refusal.to_string().contains(part), "{refusal}")
+            }
             (Err(part), decision) => panic!("{decision:?} is not a refusal with {part}"),
         }
     }

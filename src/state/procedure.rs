@@ -291,7 +291,8 @@ impl Served {
         };
         let half_closed = flags.has(self.version.close_flag());
         self.streams.insert(stream.clone(), Sides { kind, requests_open: true, answers_open: true });
-        let data_first = self.version == Version::V1_1 && kind.has_requests() && catalog.init_is_data(index, &init);
+        let data_first =
+            self.version == Version::V1_1 && kind.has_requests() && catalog.init_is_data(index, &init);
         let (init, data) = if data_first { (Value::Map(Vec::new()), Some(init)) } else { (init, None) };
         sink.push(Serve::Open { stream: stream.clone(), kind, procedure: index, init, tracing });
         if let Some(value) = data {
@@ -303,14 +304,23 @@ impl Served {
     }
 
     /// What an opening message opens, or why it opens nothing.
-    fn check(&self, flags: Flags, service: Option<String>, procedure: Option<String>, payload: Result<Value, super::envelope::BadPayload>, catalog: &impl Catalog) -> Result<(Kind, usize, Value), String> {
+    fn check(
+        &self,
+        flags: Flags,
+        service: Option<String>,
+        procedure: Option<String>,
+        payload: Result<Value, super::envelope::BadPayload>,
+        catalog: &impl Catalog,
+    ) -> Result<(Kind, usize, Value), String> {
         if !flags.has(Flags::OPEN) {
             let text = "can't create a new procedure stream from a message that doesn't have the stream open bit set";
             return Err(text.into());
         }
-        let service = service.filter(|name| !name.is_empty()).ok_or("missing service name in stream open message")?;
-        let procedure =
-            procedure.filter(|name| !name.is_empty()).ok_or("missing procedure name in stream open message")?;
+        let service =
+            service.filter(|name| !name.is_empty()).ok_or("missing service name in stream open message")?;
+        let procedure = procedure
+            .filter(|name| !name.is_empty())
+            .ok_or("missing procedure name in stream open message")?;
         let (kind, index) = catalog.find(&service, &procedure).map_err(|missing| match missing {
             Missing::Service => format!("couldn't find service {service}"),
             Missing::Procedure => format!("couldn't find a matching procedure for {service}.{procedure}"),
@@ -350,8 +360,15 @@ impl Served {
         }
     }
 
-    fn cancelled_by_client(&mut self, stream: &str, sides: Sides, payload: Option<Value>, sink: &mut Vec<Serve>) {
-        let sent = payload.and_then(read_answer).and_then(Result::err).filter(|failure| failure.code == CANCEL);
+    fn cancelled_by_client(
+        &mut self,
+        stream: &str,
+        sides: Sides,
+        payload: Option<Value>,
+        sink: &mut Vec<Serve>,
+    ) {
+        let sent =
+            payload.and_then(read_answer).and_then(Result::err).filter(|failure| failure.code == CANCEL);
         let failure =
             sent.unwrap_or_else(|| Failure::new(CANCEL, "stream cancelled, client sent invalid payload"));
         if !sides.kind.answers_once() && sides.answers_open {
@@ -389,7 +406,9 @@ impl Served {
 
     /// The handler answers. False when nobody listens any more.
     pub fn answer(&mut self, stream: &str, answer: Answer, sink: &mut Vec<Serve>) -> bool {
-        let Some(sides) = self.streams.get_mut(stream).filter(|sides| sides.answers_open) else { return false };
+        let Some(sides) = self.streams.get_mut(stream).filter(|sides| sides.answers_open) else {
+            return false;
+        };
         let once = sides.kind.answers_once();
         let flags = if once { self.version.close_flag() } else { Flags::NONE };
         sink.push(Serve::Say(Message::new(stream, flags, write_answer(answer))));
@@ -484,7 +503,15 @@ impl Called {
     }
 
     /// Calls a procedure on a stream with a new id.
-    pub fn call(&mut self, stream: &str, kind: Kind, procedure: Procedure, init: Value, tracing: Tracing, sink: &mut Vec<Call>) {
+    pub fn call(
+        &mut self,
+        stream: &str,
+        kind: Kind,
+        procedure: Procedure,
+        init: Value,
+        tracing: Tracing,
+        sink: &mut Vec<Call>,
+    ) {
         let requests_open = kind.has_requests();
         let flags = if requests_open { Flags::OPEN } else { Flags::OPEN_CLOSED };
         self.streams.insert(stream.to_owned(), Sides { kind, requests_open, answers_open: true });
@@ -534,7 +561,8 @@ impl Called {
         let Some(sides) = self.streams.get_mut(&stream) else { return };
         if flags.has(Flags::CANCEL) {
             let sent = payload.ok().and_then(read_answer).and_then(Result::err).filter(Failure::is_protocol);
-            let failure = sent.unwrap_or_else(|| Failure::new(CANCEL, "stream cancelled with invalid payload"));
+            let failure =
+                sent.unwrap_or_else(|| Failure::new(CANCEL, "stream cancelled with invalid payload"));
             let sides = *sides;
             self.streams.remove(&stream);
             Called::break_off(&stream, sides, failure, sink);

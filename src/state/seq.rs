@@ -92,7 +92,8 @@ impl Numbers {
     /// then not kept and the session cannot go on.
     #[must_use]
     pub fn keep(&mut self, frame: Bytes) -> bool {
-        let fits = self.unacked.len() < self.bounds.max_messages && self.bytes + frame.len() <= self.bounds.max_bytes;
+        let fits = self.unacked.len() < self.bounds.max_messages
+            && self.bytes + frame.len() <= self.bounds.max_bytes;
         if fits {
             self.bytes += frame.len();
             self.unacked.push_back(frame);

@@ -355,7 +355,11 @@ impl Core {
     /// Sends again what the peer does not have.
     fn resend(&mut self, link: u64, peer_has: u64, sink: &mut Vec<Action>) -> Event {
         let above = self.numbers.above_mark();
-        let trimmed = if crate::planted!("session_resend_without_trim") { 0 } else { self.numbers.forget_below(peer_has) };
+        let trimmed = if crate::planted!("session_resend_without_trim") {
+            0
+        } else {
+            self.numbers.forget_below(peer_has)
+        };
         let frames = self.numbers.frames();
         let resent = frames.len();
         sink.extend(frames.map(|frame| Action::Write { link, frame: frame.clone() }));

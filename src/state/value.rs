@@ -46,7 +46,9 @@ impl Value {
     /// The field of that name, if this is a map that has it.
     pub fn get(&self, name: &str) -> Option<&Value> {
         match self {
-            Value::Map(fields) => fields.iter().rev().find(|(field, _)| field == name).map(|(_, value)| value),
+            Value::Map(fields) => {
+                fields.iter().rev().find(|(field, _)| field == name).map(|(_, value)| value)
+            }
             _ => None,
         }
     }
@@ -115,7 +117,8 @@ impl Value {
 /// The float as a whole number, if it is exactly one that fits.
 pub(crate) fn whole(value: f64) -> Option<i64> {
     // 2^63 as a float; the cast below is exact under it.
-    let fits = value.fract() == 0.0 && (-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(&value);
+    let fits =
+        value.fract() == 0.0 && (-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(&value);
     fits.then_some(value as i64)
 }
 

@@ -14,6 +14,7 @@
 //! - [`limits`]: bounds and waits, with what a peer is told at each;
 //! - [`http`], [`websocket`]: the protocols, without I/O;
 
+pub mod bearer;
 pub mod dial;
 mod dialer;
 pub mod frame;

@@ -40,7 +40,10 @@ fn same(ours: &Value, theirs: &serde_json::Value) -> bool {
     if let Some(date) = theirs.get("$date") {
         let at: jiff::Timestamp = date.as_str().unwrap().parse().unwrap();
         let nanos = at.as_nanosecond();
-        let at = Date { seconds: nanos.div_euclid(1_000_000_000) as i64, nanos: nanos.rem_euclid(1_000_000_000) as u32 };
+        let at = Date {
+            seconds: nanos.div_euclid(1_000_000_000) as i64,
+            nanos: nanos.rem_euclid(1_000_000_000) as u32,
+        };
         return *ours == Value::Date(at);
     }
     match (ours, theirs) {
@@ -135,7 +138,11 @@ fn check_frame(codec: Codec, title: &str, frame: &serde_json::Value) {
     let message = Message {
         stream: ours.stream.clone(),
         flags: ours.flags,
-        procedure: ours.service.clone().zip(ours.procedure.clone()).map(|(service, name)| Procedure { service, name }),
+        procedure: ours
+            .service
+            .clone()
+            .zip(ours.procedure.clone())
+            .map(|(service, name)| Procedure { service, name }),
         tracing: ours.tracing.clone(),
         payload: ours.payload.clone().unwrap(),
     };
@@ -195,18 +202,15 @@ fn payload_of(codec: Codec, payload: &[u8]) -> Result<Value, BadPayload> {
 
 #[test]
 fn a_hostile_payload_leaves_the_envelope_good() {
-    for hostile in [
-        r#"{"$t":"***"}"#,
-        r#"{"$t":5}"#,
-        r#"{"$b":"1.5"}"#,
-        r#"{"$b":""}"#,
-        r#"{"deep":[{"$t":null}]}"#,
-    ] {
+    for hostile in
+        [r#"{"$t":"***"}"#, r#"{"$t":5}"#, r#"{"$b":"1.5"}"#, r#"{"$b":""}"#, r#"{"deep":[{"$t":null}]}"#]
+    {
         let payload = payload_of(Codec::Json, hostile.as_bytes());
         assert!(payload.is_err(), "{hostile} gave {payload:?}");
     }
     // A bigint that is a map, one that is text but no number, a timestamp of three bytes, a nil key.
-    for hostile in [&[0xd4, 0x00, 0x80][..], &[0xd5, 0x00, 0xa1, b'x'], &[0xc7, 3, 0xff, 0, 0, 0], &[0x81, 0xc0, 0x01]]
+    for hostile in
+        [&[0xd4, 0x00, 0x80][..], &[0xd5, 0x00, 0xa1, b'x'], &[0xc7, 3, 0xff, 0, 0, 0], &[0x81, 0xc0, 0x01]]
     {
         let payload = payload_of(Codec::Binary, hostile);
         assert!(payload.is_err(), "{hostile:02x?} gave {payload:?}");
@@ -247,8 +251,11 @@ fn many_small_values_are_refused_before_they_become_memory() {
 
 #[test]
 fn a_claimed_length_takes_no_memory() {
-    for claim in [&[0xdd, 0xff, 0xff, 0xff, 0xff][..], &[0xdf, 0xff, 0xff, 0xff, 0xff], &[0xc6, 0xff, 0xff, 0xff, 0xff]]
-    {
+    for claim in [
+        &[0xdd, 0xff, 0xff, 0xff, 0xff][..],
+        &[0xdf, 0xff, 0xff, 0xff, 0xff],
+        &[0xc6, 0xff, 0xff, 0xff, 0xff],
+    ] {
         assert!(Codec::Binary.decode(&frame_around(Codec::Binary, claim), Bounds::default()).is_err());
     }
 }
@@ -393,7 +400,8 @@ fn the_fixtures_are_what_these_codecs_write() {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    let ints = [0, 1, 127, 128, 255, 256, 65_535, 65_536, 4_294_967_295, 4_294_967_296, (1 << 53) - 1, i64::MAX];
+    let ints =
+        [0, 1, 127, 128, 255, 256, 65_535, 65_536, 4_294_967_295, 4_294_967_296, (1 << 53) - 1, i64::MAX];
     let negative = [-1, -32, -33, -128, -129, -32_768, -32_769, -2_147_483_648, -2_147_483_649, i64::MIN];
     let mut values: Vec<(String, Value)> = Vec::new();
     values.extend(ints.into_iter().chain(negative).map(|n| (format!("int {n}"), Value::Int(n))));
@@ -404,9 +412,13 @@ fn the_fixtures_are_what_these_codecs_write() {
     let bigints = ["0", "-5", "9007199254740991", "9007199254740992", "-1180591620717411303424"];
     values.extend(bigints.map(|n| (format!("bigint {n}"), Value::BigInt(BigInt::parse(n).unwrap()))));
     values.push(("nothing and truth".into(), Value::Array(vec![Value::Null, true.into(), false.into()])));
-    values.push(("nested".into(), Value::map([("a", Value::map([("", Value::Array(vec![]))])), ("\"\\\n", 1.into())])));
+    values.push((
+        "nested".into(),
+        Value::map([("a", Value::map([("", Value::Array(vec![]))])), ("\"\\\n", 1.into())]),
+    ));
     let dates = [(0, 0), (1_700_000_000, 123_000_000), (1 << 35, 1_000_000), (-1, 999_000_000)];
-    let dates = dates.map(|(seconds, nanos)| (format!("date {seconds}.{nanos}"), Value::Date(Date { seconds, nanos })));
+    let dates = dates
+        .map(|(seconds, nanos)| (format!("date {seconds}.{nanos}"), Value::Date(Date { seconds, nanos })));
 
     let opening = Message {
         procedure: Some(Procedure { service: "fix".into(), name: "open".into() }),
@@ -418,7 +430,14 @@ fn the_fixtures_are_what_these_codecs_write() {
         ("a heartbeat", Message::heartbeat()),
         ("closes", Message::close("stream-1")),
         ("cancels", Message::new("stream-1", Flags::CANCEL, Value::map([("ok", false.into())]))),
-        ("an answer", Message::new("stream-1", Flags::CLOSED, Value::map([("ok", true.into()), ("payload", 1.5.into())]))),
+        (
+            "an answer",
+            Message::new(
+                "stream-1",
+                Flags::CLOSED,
+                Value::map([("ok", true.into()), ("payload", 1.5.into())]),
+            ),
+        ),
     ];
     let mut whole = serde_json::Map::new();
     for codec in [Codec::Json, Codec::Binary] {

@@ -199,7 +199,9 @@ fn a_cancellation_that_makes_no_sense_is_one_all_the_same() {
 
 #[test]
 fn a_handler_that_cancels_or_fails_ends_the_stream_and_leaves_a_tombstone() {
-    for (code, name) in [CANCEL, UNCAUGHT_ERROR].into_iter().flat_map(|c| ["rpc", "up", "sub", "str"].map(|n| (c, n))) {
+    for (code, name) in
+        [CANCEL, UNCAUGHT_ERROR].into_iter().flat_map(|c| ["rpc", "up", "sub", "str"].map(|n| (c, n)))
+    {
         let mut server = Server::with(name);
         let broken = format!("broken {code}: m");
         assert_eq!(server.fails(code), [&format!("say Cancel err {code}: m"), &broken, "finished"]);
@@ -213,12 +215,18 @@ fn a_handler_that_cancels_or_fails_ends_the_stream_and_leaves_a_tombstone() {
 #[test]
 fn every_invalid_request_says_what_is_wrong_with_it() {
     let cases = [
-        (data(1), "can't create a new procedure stream from a message that doesn't have the stream open bit set"),
+        (
+            data(1),
+            "can't create a new procedure stream from a message that doesn't have the stream open bit set",
+        ),
         (message(Flags::OPEN, None, Value::Null), "missing service name in stream open message"),
         (message(Flags::OPEN, Some(("", "rpc")), Value::Null), "missing service name in stream open message"),
         (message(Flags::OPEN, Some(("t", "")), Value::Null), "missing procedure name in stream open message"),
         (message(Flags::OPEN, Some(("nosuch", "x")), Value::Null), "couldn't find service nosuch"),
-        (message(Flags::OPEN, Some(("t", "nope")), Value::Null), "couldn't find a matching procedure for t.nope"),
+        (
+            message(Flags::OPEN, Some(("t", "nope")), Value::Null),
+            "couldn't find a matching procedure for t.nope",
+        ),
     ];
     for (envelope, text) in cases {
         let mut server = Server::new();
@@ -232,7 +240,11 @@ fn a_message_after_the_request_side_closed_is_invalid() {
     for name in ["rpc", "sub"] {
         let words = Server::with(name).hears(data(1));
         let text = "INVALID_REQUEST: received message after request stream is closed";
-        assert_eq!(words, [&format!("say Cancel err {text}"), &format!("broken {text}"), "finished"], "{name}");
+        assert_eq!(
+            words,
+            [&format!("say Cancel err {text}"), &format!("broken {text}"), "finished"],
+            "{name}"
+        );
     }
     let mut server = Server::with("str");
     server.hears(close());
@@ -245,7 +257,10 @@ fn a_payload_that_cannot_be_read_fails_its_stream_alone() {
         envelope.payload = Err(super::super::envelope::BadPayload("hostile"));
         envelope
     };
-    assert!(Server::new().hears(bad(opening("rpc")))[0].contains("INVALID_REQUEST: procedure init cannot be read"));
+    assert!(
+        Server::new().hears(bad(opening("rpc")))[0]
+            .contains("INVALID_REQUEST: procedure init cannot be read")
+    );
     let words = Server::with("up").hears(bad(data(1)));
     assert!(words[0].contains("INVALID_REQUEST: request data cannot be read: hostile"), "{words:?}");
 }
@@ -295,7 +310,10 @@ fn more_streams_than_allowed_are_refused_with_that_reason() {
 #[test]
 fn a_v1_1_client_closes_with_the_bit_that_now_cancels_and_closes_both_sides() {
     let mut server = Server::speaking(Version::V1_1);
-    assert_eq!(server.hears(message(Flags::OPEN, Some(("t", "str")), Value::Map(vec![]))), ["open 3 Map([])"]);
+    assert_eq!(
+        server.hears(message(Flags::OPEN, Some(("t", "str")), Value::Map(vec![]))),
+        ["open 3 Map([])"]
+    );
     let closing = message(Flags(4), None, Value::map([("type", "CLOSE".into())]));
     assert_eq!(server.hears(closing.clone()), ["requests ended", "say Cancel CLOSE", "finished"]);
     let mut server = Server::speaking(Version::V1_1);
@@ -358,7 +376,11 @@ fn an_answer_that_closes_ends_an_rpc() {
     let mut caller = Caller::calling(Kind::Rpc);
     assert_eq!(caller.hears(Flags::CLOSED, write_answer(Ok(Value::Int(1)))), ["ok Int(1)", "answers ended"]);
     assert_eq!(caller.called.open(), 0);
-    assert_eq!(caller.hears(Flags::CLOSED, write_answer(Ok(Value::Int(1)))), NOTHING, "the stream is unknown now");
+    assert_eq!(
+        caller.hears(Flags::CLOSED, write_answer(Ok(Value::Int(1)))),
+        NOTHING,
+        "the stream is unknown now"
+    );
 }
 
 #[test]
@@ -378,7 +400,8 @@ fn a_caller_that_cancels_gets_its_own_error_and_hears_nothing_after_it() {
     let mut caller = Caller::calling(Kind::Stream);
     caller.called.cancel("s", "cancelled by client", &mut caller.sink);
     let text = "CANCEL: cancelled by client";
-    let expected = [&format!("say Cancel err {text}"), "requests broken", &format!("err {text}"), "answers ended"];
+    let expected =
+        [&format!("say Cancel err {text}"), "requests broken", &format!("err {text}"), "answers ended"];
     assert_eq!(caller.words(), expected);
     caller.called.cancel("s", "again", &mut caller.sink);
     assert_eq!(caller.words(), NOTHING);
@@ -402,7 +425,11 @@ fn a_server_that_cancels_ends_both_sides() {
 #[test]
 fn what_is_no_answer_is_dropped() {
     let mut caller = Caller::calling(Kind::Subscription);
-    for payload in [Value::Null, Value::map([("ok", true.into())]), Value::map([("ok", false.into()), ("payload", 1.into())])] {
+    for payload in [
+        Value::Null,
+        Value::map([("ok", true.into())]),
+        Value::map([("ok", false.into()), ("payload", 1.into())]),
+    ] {
         assert_eq!(caller.hears(Flags::NONE, payload), NOTHING);
     }
     assert_eq!(caller.hears(Flags::NONE, write_answer(Ok(Value::Int(1)))), ["ok Int(1)"]);

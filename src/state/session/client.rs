@@ -218,7 +218,15 @@ impl Client {
         };
     }
 
-    fn live(&mut self, now: Moment, draw: u64, mut core: Core, link: Link, input: Input, sink: &mut Vec<Action>) -> State {
+    fn live(
+        &mut self,
+        now: Moment,
+        draw: u64,
+        mut core: Core,
+        link: Link,
+        input: Input,
+        sink: &mut Vec<Action>,
+    ) -> State {
         match (link, input) {
             (link, Input::Say(message)) => {
                 let bearer = match link {
@@ -309,11 +317,10 @@ impl Client {
                 self.end(core, bearer, cause, sink)
             }
 
-            (Link::Handshaking { dial, .. } | Link::Connected { dial, .. }, Input::Dialed { dial: again })
-                if dial == again =>
-            {
-                State::Live(core, link)
-            }
+            (
+                Link::Handshaking { dial, .. } | Link::Connected { dial, .. },
+                Input::Dialed { dial: again },
+            ) if dial == again => State::Live(core, link),
             // A dial we gave up on came through: it is closed, here and nowhere else.
             (link, Input::Dialed { dial }) => {
                 sink.push(Action::Close { link: dial, cause: Cause::NotWanted });
@@ -353,7 +360,9 @@ impl Client {
                     self.earn(now, since);
                     return self.lost(now, draw, core, Cause::Silent, sink);
                 }
-                if crate::planted!("session_client_heartbeats") && !core.say(&Message::heartbeat(), Some(dial), sink) {
+                if crate::planted!("session_client_heartbeats")
+                    && !core.say(&Message::heartbeat(), Some(dial), sink)
+                {
                     return self.end(core, Some(dial), Cause::BufferFull, sink);
                 }
                 State::Live(core, Link::Connected { dial, since, heard, tick: now + timing.heartbeat })
@@ -362,8 +371,17 @@ impl Client {
         }
     }
 
-    fn response(&mut self, now: Moment, draw: u64, mut core: Core, dial: u64, envelope: Result<Envelope, &'static str>, sink: &mut Vec<Action>) -> State {
-        let response = envelope.ok().and_then(|envelope| Response::read(&envelope).map(|read| (envelope, read)));
+    fn response(
+        &mut self,
+        now: Moment,
+        draw: u64,
+        mut core: Core,
+        dial: u64,
+        envelope: Result<Envelope, &'static str>,
+        sink: &mut Vec<Action>,
+    ) -> State {
+        let response =
+            envelope.ok().and_then(|envelope| Response::read(&envelope).map(|read| (envelope, read)));
         match response {
             Some((_, Response::Welcome { session })) if session == core.id => {
                 // What the server has it does not say; its next message's `ack` will.
@@ -386,12 +404,24 @@ impl Client {
                 let core = self.begin(draw, sink);
                 self.back_off(now, draw, core, None, sink)
             }
-            Some((_, Response::Refused(refusal))) => self.fail(core, dial, HandshakeFailure::Refused(refusal), sink),
+            Some((_, Response::Refused(refusal))) => {
+                self.fail(core, dial, HandshakeFailure::Refused(refusal), sink)
+            }
             None => self.fail(core, dial, HandshakeFailure::BadResponse, sink),
         }
     }
 
-    fn frame(&mut self, now: Moment, draw: u64, mut core: Core, dial: u64, since: Moment, tick: Moment, envelope: Result<Envelope, &'static str>, sink: &mut Vec<Action>) -> State {
+    fn frame(
+        &mut self,
+        now: Moment,
+        draw: u64,
+        mut core: Core,
+        dial: u64,
+        since: Moment,
+        tick: Moment,
+        envelope: Result<Envelope, &'static str>,
+        sink: &mut Vec<Action>,
+    ) -> State {
         let envelope = match envelope {
             Ok(envelope) => envelope,
             Err(why) => return self.invalid(core, dial, why, sink),
@@ -432,9 +462,17 @@ impl Client {
     }
 
     /// Waits for the next dial's turn; a session that has no grace yet gets one.
-    fn back_off(&mut self, now: Moment, draw: u64, core: Core, grace: Option<Moment>, sink: &mut Vec<Action>) -> State {
+    fn back_off(
+        &mut self,
+        now: Moment,
+        draw: u64,
+        core: Core,
+        grace: Option<Moment>,
+        sink: &mut Vec<Action>,
+    ) -> State {
         // A session that has never had a link may look for one even where none outlives its link.
-        let first = self.options.timing.grace.max(self.options.timing.connect + self.options.timing.handshake);
+        let first =
+            self.options.timing.grace.max(self.options.timing.connect + self.options.timing.handshake);
         let grace = grace.unwrap_or(now + first);
         if self.spent >= self.retry.budget && !self.told {
             self.told = true;
@@ -451,7 +489,10 @@ impl Client {
         self.dials += 1;
         self.spent = self.spent.saturating_add(1);
         sink.push(Action::Dial { dial: self.dials });
-        State::Live(core, Link::Connecting { dial: self.dials, until: now + self.options.timing.connect, grace })
+        State::Live(
+            core,
+            Link::Connecting { dial: self.dials, until: now + self.options.timing.connect, grace },
+        )
     }
 
     /// A link that lived gives back what dialing it cost.
@@ -470,7 +511,15 @@ impl Client {
         self.drop_link(now, draw, core, now + grace, cause, sink)
     }
 
-    fn drop_link(&mut self, now: Moment, draw: u64, core: Core, grace: Moment, cause: Cause, sink: &mut Vec<Action>) -> State {
+    fn drop_link(
+        &mut self,
+        now: Moment,
+        draw: u64,
+        core: Core,
+        grace: Moment,
+        cause: Cause,
+        sink: &mut Vec<Action>,
+    ) -> State {
         sink.push(Action::Tell(Event::Disconnected { cause }));
         match self.reconnects {
             true => self.back_off(now, draw, core, Some(grace), sink),

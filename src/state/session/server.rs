@@ -73,6 +73,11 @@ pub enum Input {
         /// The message, or what is wrong with it.
         envelope: Result<Envelope, &'static str>,
     },
+    /// A message that cannot be taken yet brought this acknowledgement: the peer lives.
+    Glimpse {
+        /// What it acknowledges.
+        ack: u64,
+    },
     /// A link is gone.
     Detached {
         /// The link.
@@ -100,7 +105,14 @@ pub enum Input {
 impl Session {
     /// A session that begins with an accepted handshake. `me` is the server's client id; `draw` makes the ids of
     /// its messages.
-    pub fn begin(me: &str, peer: &str, request: &Request, draw: u64, options: Options, sink: &mut Vec<Action>) -> Session {
+    pub fn begin(
+        me: &str,
+        peer: &str,
+        request: &Request,
+        draw: u64,
+        options: Options,
+        sink: &mut Vec<Action>,
+    ) -> Session {
         let core = Core::new(me, peer, request.session.clone(), request.version, draw, options);
         sink.push(Action::Began { session: core.id.clone() });
         // Attached in the same breath; until then its grace is over.
@@ -190,6 +202,11 @@ impl Session {
                 self.frame(now, State::Connected { link, heard, tick, refresh }, envelope, sink)
             }
 
+            (State::Connected { link, tick, refresh, .. }, Input::Glimpse { ack }) => {
+                self.core.forget_below(ack, sink);
+                State::Connected { link, heard: now, tick, refresh }
+            }
+
             (State::Connected { link, .. }, Input::Detached { link: gone, goodbye }) if link == gone => {
                 if goodbye {
                     return self.end(None, Cause::Goodbye, sink);
@@ -214,17 +231,22 @@ impl Session {
             (State::Connected { link, heard, tick, .. }, Input::AskRefresh) => {
                 self.ask_refresh(now, link, heard, tick, sink)
             }
-            (State::Connected { link, heard, tick, refresh: Refresh::Checking(_) }, Input::Refreshed { accepted }) => {
-                match accepted {
-                    Some(at) => State::Connected { link, heard, tick, refresh: at.map_or(Refresh::Never, Refresh::Due) },
-                    None => self.end(Some(link), Cause::RefreshFailed, sink),
+            (
+                State::Connected { link, heard, tick, refresh: Refresh::Checking(_) },
+                Input::Refreshed { accepted },
+            ) => match accepted {
+                Some(at) => {
+                    State::Connected { link, heard, tick, refresh: at.map_or(Refresh::Never, Refresh::Due) }
                 }
-            }
+                None => self.end(Some(link), Cause::RefreshFailed, sink),
+            },
 
             (State::Connected { link, heard, tick, refresh }, Input::Alarm) => {
                 self.alarm(now, link, heard, tick, refresh, sink)
             }
-            (State::NoConnection { until }, Input::Alarm) if now >= until => self.end(None, Cause::GraceOver, sink),
+            (State::NoConnection { until }, Input::Alarm) if now >= until => {
+                self.end(None, Cause::GraceOver, sink)
+            }
 
             (State::Connected { link, .. }, Input::Cut(cause)) => {
                 self.lose(link, cause, sink);
@@ -234,12 +256,19 @@ impl Session {
             (State::NoConnection { .. }, Input::End(cause)) => self.end(None, cause, sink),
 
             // About a link that is not this one's, or a question nobody asks any more.
-            (state, Input::Frame { .. } | Input::Detached { .. }) => state,
+            (state, Input::Frame { .. } | Input::Glimpse { .. } | Input::Detached { .. }) => state,
             (state, Input::AskRefresh | Input::Refreshed { .. } | Input::Alarm | Input::Cut(_)) => state,
         }
     }
 
-    fn attach(&mut self, now: Moment, link: u64, peer_has: u64, refresh_at: Option<Moment>, sink: &mut Vec<Action>) -> State {
+    fn attach(
+        &mut self,
+        now: Moment,
+        link: u64,
+        peer_has: u64,
+        refresh_at: Option<Moment>,
+        sink: &mut Vec<Action>,
+    ) -> State {
         let stream = self.core.ids.next();
         let welcome = Response::Welcome { session: self.core.id.clone() }.message(stream);
         let frame = self.core.frame_apart(&welcome);
@@ -254,7 +283,13 @@ impl Session {
         }
     }
 
-    fn frame(&mut self, now: Moment, state: State, envelope: Result<Envelope, &'static str>, sink: &mut Vec<Action>) -> State {
+    fn frame(
+        &mut self,
+        now: Moment,
+        state: State,
+        envelope: Result<Envelope, &'static str>,
+        sink: &mut Vec<Action>,
+    ) -> State {
         let State::Connected { link, tick, refresh, .. } = state else { return state };
         let envelope = match envelope {
             Ok(envelope) => envelope,
@@ -285,7 +320,15 @@ impl Session {
         State::Connected { link, heard: now, tick, refresh }
     }
 
-    fn alarm(&mut self, now: Moment, link: u64, heard: Moment, tick: Moment, refresh: Refresh, sink: &mut Vec<Action>) -> State {
+    fn alarm(
+        &mut self,
+        now: Moment,
+        link: u64,
+        heard: Moment,
+        tick: Moment,
+        refresh: Refresh,
+        sink: &mut Vec<Action>,
+    ) -> State {
         match refresh {
             Refresh::Due(at) if now >= at => return self.ask_refresh(now, link, heard, tick, sink),
             Refresh::Asked(until) | Refresh::Checking(until) if now >= until => {
@@ -308,7 +351,14 @@ impl Session {
         State::Connected { link, heard, tick: now + timing.heartbeat, refresh }
     }
 
-    fn ask_refresh(&mut self, now: Moment, link: u64, heard: Moment, tick: Moment, sink: &mut Vec<Action>) -> State {
+    fn ask_refresh(
+        &mut self,
+        now: Moment,
+        link: u64,
+        heard: Moment,
+        tick: Moment,
+        sink: &mut Vec<Action>,
+    ) -> State {
         if !self.core.say(&handshake::rehandshake_request(), Some(link), sink) {
             return self.end(Some(link), Cause::BufferFull, sink);
         }

@@ -397,7 +397,10 @@ fn a_link_that_lived_earns_its_dials_back() {
 fn a_client_told_not_to_reconnect_waits_to_be_asked() {
     let mut client = TestClient::connected(options());
     client.step(0, client::Input::Reconnects(false));
-    assert_eq!(client.step(1_000, client::Input::Detached { link: 1 }), ["tell Disconnected { cause: LinkLost }"]);
+    assert_eq!(
+        client.step(1_000, client::Input::Detached { link: 1 }),
+        ["tell Disconnected { cause: LinkLost }"]
+    );
     assert_eq!(client.step(1_500, client::Input::Connect), ["dial 2"]);
 }
 
@@ -462,8 +465,14 @@ fn the_server_beats_and_the_client_answers() {
     assert_eq!(server.session.deadline(), Some(ms(1_000)));
     assert_eq!(server.step(1_000, server::Input::Alarm), ["write 1: ACK seq 0 ack 0"]);
     let mut client = TestClient::connected(options());
-    assert_eq!(client.frame(1_000, 1, from_server(0, 0, &Message::heartbeat())), ["write 1: ACK seq 0 ack 1"]);
-    assert!(server.frame(1_001, 1, from_client(0, 1, &Message::heartbeat())).is_empty(), "which is not answered");
+    assert_eq!(
+        client.frame(1_000, 1, from_server(0, 0, &Message::heartbeat())),
+        ["write 1: ACK seq 0 ack 1"]
+    );
+    assert!(
+        server.frame(1_001, 1, from_client(0, 1, &Message::heartbeat())).is_empty(),
+        "which is not answered"
+    );
     assert_eq!(server.session.unacked(), (0, 0));
 }
 
@@ -516,7 +525,8 @@ fn a_message_from_the_future_closes_the_link_and_keeps_the_session() {
 
 #[test]
 fn what_is_no_message_or_from_somebody_else_ends_the_session() {
-    let spoofed = read(&CODEC.encode(Outgoing { id: "i", from: "eve", to: "x", seq: 0, ack: 0, message: &say(1) }));
+    let spoofed =
+        read(&CODEC.encode(Outgoing { id: "i", from: "eve", to: "x", seq: 0, ack: 0, message: &say(1) }));
     for bad in [Err("not a message"), Ok(spoofed)] {
         let mut server = TestServer::connected(options());
         let words = server.frame(1, 1, bad.clone());
@@ -683,7 +693,9 @@ impl World {
         for action in sink {
             match action {
                 Action::Dial { dial } => self.dial = Some(dial),
-                Action::AskMetadata { link } => self.client(client::Input::Metadata { link, metadata: Ok(None) }),
+                Action::AskMetadata { link } => {
+                    self.client(client::Input::Metadata { link, metadata: Ok(None) })
+                }
                 Action::Write { link, frame } => {
                     if let Some((open, up, _)) = self.link.as_mut().filter(|(open, ..)| *open == link) {
                         assert_eq!(*open, link);
