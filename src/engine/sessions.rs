@@ -787,7 +787,9 @@ impl<P: Procedures> Sessions<P> {
             (Stage::Admitting { .. }, Heard::Frame(_) | Heard::Garbage(_)) => {
                 self.close_link(link, Cause::HandshakeRefused);
             }
-            (Stage::Waiting { .. } | Stage::Admitting { .. }, Heard::Closed { .. }) => drop(self.forget_link(link)),
+            (Stage::Waiting { .. } | Stage::Admitting { .. }, Heard::Closed { .. }) => {
+                drop(self.forget_link(link))
+            }
         }
     }
 
@@ -889,9 +891,9 @@ impl<P: Procedures> Sessions<P> {
 
     fn refuse(&mut self, link: u64, client: &str, refusal: Refusal) {
         count(&self.figures.handshakes, "result", refusal.code.as_str());
-        let stream = self.ids.next();
+        let stream = self.ids.make();
         let message = Response::Refused(refusal).message(stream);
-        let id = self.ids.next();
+        let id = self.ids.make();
         let frame = self.settings.codec.encode(crate::state::envelope::Outgoing {
             id: &id,
             from: &self.settings.id,

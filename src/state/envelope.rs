@@ -171,7 +171,7 @@ impl Ids {
     }
 
     /// The next id.
-    pub fn next(&mut self) -> String {
+    pub fn make(&mut self) -> String {
         let mut id = [0; 12];
         id[..6].copy_from_slice(&self.prefix);
         letters(self.next, &mut id[6..]);
@@ -206,12 +206,12 @@ mod tests {
     #[test]
     fn ids_have_twelve_letters_of_rivers_alphabet_and_differ() {
         let mut ids = Ids::new(u64::MAX);
-        let made: std::collections::BTreeSet<String> = (0..1_000).map(|_| ids.next()).collect();
+        let made: std::collections::BTreeSet<String> = (0..1_000).map(|_| ids.make()).collect();
         assert_eq!(made.len(), 1_000);
         for id in &made {
             assert_eq!(id.len(), 12);
             assert!(id.bytes().all(|b| b.is_ascii_alphanumeric() && b != b'w' && b != b'W'), "{id}");
         }
-        assert!(!made.contains(&Ids::new(7).next()));
+        assert!(!made.contains(&Ids::new(7).make()));
     }
 }

@@ -314,14 +314,14 @@ impl Core {
 
     /// A frame outside the numbering: a handshake.
     fn frame_apart(&mut self, message: &Message) -> Bytes {
-        let id = self.ids.next();
+        let id = self.ids.make();
         (self.options.encode)(Outgoing { id: &id, from: &self.me, to: &self.peer, seq: 0, ack: 0, message })
     }
 
     /// Numbers a message, keeps it, and writes it if there is a link. False when no more can be held.
     #[must_use]
     fn say(&mut self, message: &Message, link: Option<u64>, sink: &mut Vec<Action>) -> bool {
-        let id = self.ids.next();
+        let id = self.ids.make();
         let frame = (self.options.encode)(Outgoing {
             id: &id,
             from: &self.me,

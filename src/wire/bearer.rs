@@ -235,16 +235,14 @@ impl Line {
     }
 }
 
+/// The near end, the far end, and the line between them.
+pub type Ends = (Box<dyn Bearer>, Box<dyn Bearer>, Line);
+
 /// Two ends in memory. What `near` sends, `far_ear` hears, and the other way round.
 ///
 /// # Errors
 /// When the system has no thread to give.
-pub fn pair(
-    rt: &Rt,
-    carriers: &Carriers,
-    near_ear: Ear,
-    far_ear: Ear,
-) -> crate::Result<(Box<dyn Bearer>, Box<dyn Bearer>, Line)> {
+pub fn pair(rt: &Rt, carriers: &Carriers, near_ear: Ear, far_ear: Ear) -> crate::Result<Ends> {
     let (there, there_rung) = Lane::new(rt);
     let (back, back_rung) = Lane::new(rt);
     for (lane, other, rung, ear) in

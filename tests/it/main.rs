@@ -3,7 +3,7 @@
 mod demo;
 mod docs;
 mod doors;
-mod sim_demo;
 mod doors;
+mod sim_demo;
 mod sim_harness;
 mod tidy;

@@ -7,6 +7,7 @@ fn recordings(name: &str) -> Option<serde_json::Value> {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/vectors/river").join(name);
     match std::fs::read_to_string(&path) {
         Ok(text) => Some(serde_json::from_str(&text).expect("a recording is JSON")),
+        #[allow(clippy::print_stderr, reason = "whoever runs the tests must see what was not tested")]
         Err(error) => {
             eprintln!("SKIPPED: the recorded River exchanges are not here ({}: {error})", path.display());
             None
@@ -22,10 +23,6 @@ fn fixtures() -> serde_json::Value {
 fn hex(text: &str) -> Bytes {
     let digit = |byte: u8| (byte as char).to_digit(16).expect("a hex digit") as u8;
     text.as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
-}
-
-fn codec_of(name: &str) -> Codec {
-    name.parse().expect("a codec's name")
 }
 
 /// Whether a value is what a recording says it decoded to in JavaScript.

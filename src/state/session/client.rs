@@ -268,7 +268,7 @@ impl Client {
                             },
                             metadata,
                         };
-                        let stream = core.ids.next();
+                        let stream = core.ids.make();
                         let frame = core.frame_apart(&request.message(stream));
                         sink.push(Action::Write { link: dial, frame });
                         State::Live(core, link)
@@ -456,7 +456,7 @@ impl Client {
     fn begin(&mut self, draw: u64, sink: &mut Vec<Action>) -> Core {
         // The id's letters come from other bits than those of its messages: the session is a secret of its two
         // ends as long as it has not said anything.
-        let id = format!("session-{}", Ids::new(draw.rotate_left(32) ^ self.dials).next());
+        let id = format!("session-{}", Ids::new(draw.rotate_left(32) ^ self.dials).make());
         sink.push(Action::Began { session: id.clone() });
         Core::new(&self.me, &self.server, id, Version::V2_0, draw, self.options)
     }

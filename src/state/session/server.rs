@@ -269,7 +269,7 @@ impl Session {
         refresh_at: Option<Moment>,
         sink: &mut Vec<Action>,
     ) -> State {
-        let stream = self.core.ids.next();
+        let stream = self.core.ids.make();
         let welcome = Response::Welcome { session: self.core.id.clone() }.message(stream);
         let frame = self.core.frame_apart(&welcome);
         sink.push(Action::Write { link, frame });

@@ -46,7 +46,7 @@ fn welcome(session: &str) -> Result<Envelope, &'static str> {
 }
 
 fn refused(code: RefusalCode) -> Result<Envelope, &'static str> {
-    from_server(0, 0, &Response::Refused(super::Refusal::new(code, "why")).message("x".into()))
+    from_server(0, 0, &Response::Refused(Refusal::new(code, "why")).message("x".into()))
 }
 
 /// What a machine did, in words that one can compare: frames as what they say, ids left out.
@@ -122,7 +122,7 @@ struct TestServer {
 impl TestServer {
     /// One that has a link, numbered 1, since the moment zero.
     fn connected(options: Options) -> TestServer {
-        let version = crate::state::handshake::Version::V2_0;
+        let version = Version::V2_0;
         let request = Request { version, session: "s1".into(), expected: Default::default(), metadata: None };
         let mut sink = Vec::new();
         let session = server::Session::begin("server", "client", &request, 7, options, &mut sink);
@@ -730,11 +730,9 @@ impl World {
                         down.push_back(frame);
                     }
                 }
-                Action::Close { link, .. } => {
-                    if self.link.as_ref().is_some_and(|(open, ..)| *open == link) {
-                        self.link = None;
-                        self.client(client::Input::Detached { link });
-                    }
+                Action::Close { link, .. } if self.link.as_ref().is_some_and(|(open, ..)| *open == link) => {
+                    self.link = None;
+                    self.client(client::Input::Detached { link });
                 }
                 Action::Deliver(envelope) => self.heard[1].push(envelope.payload.unwrap().as_i64().unwrap()),
                 Action::Ended { cause, .. } => panic!("the server's session ended: {cause}"),
