@@ -3,7 +3,6 @@
 mod demo;
 mod docs;
 mod doors;
-mod doors;
 mod sim_demo;
 mod sim_harness;
 mod tidy;
