@@ -4,5 +4,6 @@ mod demo;
 mod docs;
 mod doors;
 mod sim_demo;
+mod doors;
 mod sim_harness;
 mod tidy;
