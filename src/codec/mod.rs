@@ -5,6 +5,7 @@ pub mod msgpack;
 pub mod pipe;
 mod river;
 pub mod sse;
+pub mod ticket;
 pub mod token;
 pub mod typed;
 

@@ -133,6 +133,11 @@ impl Principal {
         Principal { name: "anonymous".into(), roles: vec![Role::Admin], scopes: None, expires: None }
     }
 
+    /// Who asks for what needs nothing, and showed nothing.
+    pub fn nobody() -> Principal {
+        Principal { name: "nobody".into(), roles: Vec::new(), scopes: None, expires: None }
+    }
+
     /// Whether it has this role.
     pub fn has(&self, role: Role) -> bool {
         self.roles.iter().any(|&own| own == role || own == Role::Admin)
@@ -149,7 +154,7 @@ impl Principal {
             && self.scopes.as_ref().is_none_or(|scopes| scopes.iter().any(|scope| scope.allows(op, stream)))
     }
 
-    fn meets(&self, need: Need) -> bool {
+    pub(super) fn meets(&self, need: Need) -> bool {
         match need {
             Need::Nothing | Need::Anybody => true,
             Need::Roles(roles) => roles.iter().any(|&role| self.has(role)),

@@ -62,16 +62,26 @@
 //! ```
 
 mod auth;
+mod gate;
+#[cfg(feature = "jwt")]
+mod jwt;
 mod openapi;
 mod query;
 mod reply;
 mod request;
 mod router;
+mod secret;
+mod token;
 
 pub use auth::{Guard, Op, OpenDoor, Principal, Role, Scope};
+pub use gate::{Credentials, Gate, TICKET_LIFE, Verifier};
+#[cfg(feature = "jwt")]
+pub use jwt::Jwt;
 pub use query::Query;
 pub use reply::Reply;
 pub use request::{Request, from_json};
 pub use router::{Need, Route, Router};
+pub use secret::Secret;
+pub use token::{BadToken, Tokens, hash_token, new_token};
 
 pub use crate::wire::http::{Body, Method, Response};
