@@ -4,6 +4,5 @@ mod demo;
 mod docs;
 mod doors;
 mod sim_demo;
-mod doors;
 mod sim_harness;
 mod tidy;
