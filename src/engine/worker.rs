@@ -321,6 +321,13 @@ impl Drop for Worker {
     }
 }
 
+/// What ended a wait.
+enum Woken {
+    Stop,
+    Inbox,
+    Alarm,
+}
+
 /// What runs on the room's thread around the room.
 struct Shell<M> {
     crew: Crew,
@@ -335,10 +342,18 @@ impl<M: Send + 'static> Shell<M> {
     fn run<R: Room<Message = M>>(self, mut room: R) {
         let mut parcels = Vec::new();
         let mut inbox = Vec::new();
+        // A channel whose senders are all gone is always ready: it is waited for no more.
+        let mut reachable = true;
         loop {
-            let stop = self.wait(room.deadline());
+            let woken = self.wait(reachable, room.deadline());
+            let stop = matches!(woken, Woken::Stop);
             let max = if stop { usize::MAX } else { self.drain };
             self.unpack(&mut parcels, &mut inbox, max);
+            if matches!(woken, Woken::Inbox) && inbox.is_empty() {
+                crate::mark!(room_out_of_reach);
+                reachable = false;
+                continue;
+            }
             let now = self.crew.rt.now();
             self.beat.awake_since.store(now.0.wrapping_add(1), Ordering::Relaxed);
             let woken = catch_unwind(AssertUnwindSafe(|| {
@@ -363,11 +378,17 @@ impl<M: Send + 'static> Shell<M> {
     }
 
     /// Waits for whatever comes first. Woken by stop, by a sender, by the alarm.
-    fn wait(&self, deadline: Option<Moment>) -> bool {
+    fn wait(&self, reachable: bool, deadline: Option<Moment>) -> Woken {
         let mut select = self.crew.rt.select_biased();
         let stop = select.recv(&self.stopped);
-        select.recv(&self.arrivals);
-        select.ready(deadline) == Some(stop)
+        if reachable {
+            select.recv(&self.arrivals);
+        }
+        match select.ready(deadline) {
+            Some(index) if index == stop => Woken::Stop,
+            Some(_) => Woken::Inbox,
+            None => Woken::Alarm,
+        }
     }
 
     fn unpack(&self, parcels: &mut Vec<Parcel<M>>, inbox: &mut Vec<M>, max: usize) {

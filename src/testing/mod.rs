@@ -32,6 +32,7 @@
 //! What is absent: time does not pass while code runs, so that races hide; **stalls** (a runnable
 //! thread sleeps a seeded while) are what brings them out, and [`Sweep`] has them on by default.
 
+mod net;
 mod outcome;
 mod shrink;
 mod sim;
@@ -40,6 +41,7 @@ mod tape;
 mod test;
 mod trap;
 
+pub use net::{Net, NetFaults, NetNode, Serving};
 pub use outcome::Outcome;
 pub use shrink::{Shrunk, shrink};
 pub use sim::{Sim, Verdict};

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::net::{Net, NetFaults};
 use super::trap::Trap;
 use crate::rt::sim::{Handle, Until};
 use crate::rt::{Moment, Op, Rt};
@@ -75,6 +76,11 @@ impl Test {
     /// Catches calls of the runtime: [`Rt::point`]s and the facade's own. See [`Trap`].
     pub fn trap(&self, op: Op) -> Trap {
         Trap::new(self.handle.clone(), op)
+    }
+
+    /// A network of named nodes. See [`Net`].
+    pub fn net(&self, faults: NetFaults) -> Net {
+        Net::new(self, faults)
     }
 
     /// Sets the calendar forward or back; the monotonic clock does not move.

@@ -453,7 +453,7 @@ impl Channel<'_> {
     }
 }
 
-fn request(dial: &Dial, key: Option<&str>) -> Result<String, Refused> {
+pub(crate) fn request(dial: &Dial, key: Option<&str>) -> Result<String, Refused> {
     let mut text = format!(
         "GET {} HTTP/1.1\r\nhost: {}\r\nconnection: Upgrade\r\n",
         dial.target.path,
@@ -486,7 +486,12 @@ fn request(dial: &Dial, key: Option<&str>) -> Result<String, Refused> {
 }
 
 /// Whether the answer is the one that was asked for.
-fn judge(dial: &Dial, key: Option<&str>, head: &ResponseHead, early: &[u8]) -> Result<(), Refused> {
+pub(crate) fn judge(
+    dial: &Dial,
+    key: Option<&str>,
+    head: &ResponseHead,
+    early: &[u8],
+) -> Result<(), Refused> {
     if head.status != 101 {
         let problem: Option<serde_json::Value> = serde_json::from_slice(early).ok();
         let code = problem.as_ref().and_then(|problem| problem.get("code")).and_then(|code| code.as_str());

@@ -16,12 +16,12 @@
 
 pub mod bearer;
 pub mod dial;
-mod dialer;
+pub(crate) mod dialer;
 pub mod frame;
 pub mod http;
 pub mod limits;
 pub mod link;
-mod links;
+pub(crate) mod links;
 mod listen;
 mod poll;
 mod tls;

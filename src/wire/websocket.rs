@@ -478,5 +478,12 @@ pub fn accept_key(key: &str) -> Option<String> {
     (bytes.len() == 16).then(|| derive_accept_key(key.as_bytes()))
 }
 
+/// The `Sec-WebSocket-Key` made of sixteen random bytes.
+#[cfg(feature = "testing")]
+pub(crate) fn key_of(nonce: [u8; 16]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(nonce)
+}
+
 #[cfg(test)]
 mod tests;

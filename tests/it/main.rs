@@ -5,4 +5,5 @@ mod docs;
 mod doors;
 mod sim_demo;
 mod sim_harness;
+mod sim_net;
 mod tidy;

@@ -151,3 +151,17 @@ fn data_runs_out_of_permits_while_control_still_fits() {
     drop(worker);
     assert_eq!(crew.stuck(later, Duration::ZERO), []);
 }
+
+#[test]
+fn a_room_nobody_can_reach_any_more_waits_for_its_alarm_and_does_not_spin() {
+    let rig = rig(Some(Duration::from_millis(20)));
+    drop(rig.inbox);
+    let next = || rig.seen.recv_deadline(rig.rt.now() + Duration::from_secs(10));
+    assert_eq!(next(), Ok(Seen::Woken(vec![])), "the alarm, once");
+    drop(rig.worker);
+    assert_eq!(
+        rig.seen.iter().collect::<Vec<_>>(),
+        [Seen::Ended(vec![])],
+        "and nothing between it and the end"
+    );
+}
