@@ -1,5 +1,6 @@
 //! How a command says that it could not: what, where, what to do, a code, an exit code.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -61,13 +62,19 @@ impl Failure {
     }
 
     pub(super) fn report(&self) -> ExitCode {
-        let mut text = format!("towpath: {} [{}]\n", self.text, self.code);
-        if let Some(advice) = &self.advice {
-            text += &format!("  {advice}\n");
-        }
         // With standard error closed, the exit code is all that is left to say it with.
-        let _ = io::stderr().write_all(text.as_bytes());
+        let _ = io::stderr().write_all(format!("towpath: {self}\n").as_bytes());
         ExitCode::from(self.exit)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} [{}]", self.text, self.code)?;
+        match &self.advice {
+            Some(advice) => write!(f, "\n  {advice}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod health;
 mod man;
 mod print;
 mod remote;
+mod serve;
 mod version;
 
 use std::ffi::OsString;
@@ -53,6 +54,7 @@ enum Command {
     Config(config::Config),
     Health(health::Health),
     Man(man::Man),
+    Serve(serve::Serve),
     Version(version::Version),
 }
 
@@ -63,6 +65,7 @@ impl Command {
             Command::Config(command) => command.run(),
             Command::Health(command) => command.run(),
             Command::Man(command) => command.run(),
+            Command::Serve(command) => command.run(),
             Command::Version(command) => command.run(),
         }
     }

@@ -51,7 +51,6 @@ pub(super) fn parallelism() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-#[cfg(feature = "testing")]
 pub(super) fn current_thread_name() -> Option<String> {
     std::thread::current().name().map(str::to_owned)
 }

@@ -1,8 +1,12 @@
 //! The one integration binary: one file a subject, names are sentences of behaviour.
 
+mod cli_config;
+mod cli_help;
+mod cli_serve;
 mod demo;
 mod docs;
 mod doors;
+mod process;
 mod sim_demo;
 mod sim_harness;
 mod sim_net;

@@ -1,0 +1,230 @@
+//! The daemon: from settings to threads and back.
+//!
+//! [`Daemon::start`] puts implementations behind traits, rooms on threads and routes before them;
+//! [`serve`] does that, tells whoever waits, listens for signals, and takes it all down in the order
+//! that can be read in [`Daemon::stop`].
+
+mod condition;
+mod directory;
+mod limits;
+mod logger;
+mod notify;
+mod operations;
+mod signals;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::config::{Config, ListenAt};
+use crate::engine::worker::Crew;
+use crate::front::Router;
+use crate::metrics::Metrics;
+use crate::rt::{Moment, Receiver, RecvTimeoutError, Rt, Thread};
+use crate::wire::{Bound, IoThreads, Limits, Listener, Running};
+use crate::{Code, Error, Result};
+use condition::Condition;
+use directory::Directory;
+use signals::Asked;
+
+/// How often the main thread looks whether a room has panicked.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// How a served daemon ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything was put away.
+    Clean,
+    /// A room panicked; what it held was salvaged and everything was put away.
+    Panicked(String),
+}
+
+/// What a service may be asked to do from outside besides running.
+pub struct Callbacks<'a> {
+    /// Called once, when it takes requests, with its addresses.
+    pub ready: &'a mut dyn FnMut(&[Bound]),
+    /// Reads the configuration again, for SIGHUP.
+    pub reload: &'a mut dyn FnMut() -> Result<Config, String>,
+    /// Called when a stop took too long or a second one was asked for: ends the process.
+    pub give_up: fn() -> !,
+}
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+/// When it cannot begin: the store, the data directory or an address is not to be had.
+pub fn serve(mut config: Config, callbacks: Callbacks<'_>) -> Result<Ended> {
+    let rt = Rt::real();
+    if let Err(error) = logger::install(&rt, config.log.level, config.log.format) {
+        return Err(Error::new(Code::Internal, format!("installing the daemon's logger: {error}")));
+    }
+    let manager = notify::Manager::find();
+    // Before anything starts: a stop asked for while we begin must not kill us half-way.
+    let (listener, asked) = signals::Listener::start(&rt)?;
+    let daemon = Daemon::start(&rt, &config)?;
+    (callbacks.ready)(daemon.addresses());
+    manager.ready("serving");
+
+    let mut alive_at = manager.watchdog().map(|_| rt.now());
+    let ended = loop {
+        if let Some(cause) = daemon.crew.poisoned() {
+            break Ended::Panicked(cause);
+        }
+        if let (Some(every), Some(at)) = (manager.watchdog(), alive_at)
+            && rt.now() >= at
+            && daemon.condition.ails().is_empty()
+        {
+            manager.alive();
+            alive_at = Some(rt.now() + every);
+        }
+        match asked.recv_deadline(rt.now() + LOOK_EVERY) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(Asked::Stop) | Err(RecvTimeoutError::Disconnected) => break Ended::Clean,
+            Ok(Asked::Reload) => {
+                manager.reloading(rt.now().0 / 1_000);
+                reload(&mut config, callbacks.reload);
+                manager.ready("serving");
+            }
+            Ok(Asked::Dump) => log::info!(target: "towpath/dump", "{}", daemon.dump(&config)),
+        }
+    };
+    manager.stopping();
+    let deadline = rt.now() + config.server.shutdown_total;
+    let watch = Watch::start(&rt, asked, deadline, callbacks.give_up)?;
+    daemon.stop(config.server.drain_window, deadline);
+    drop(watch);
+    drop(listener);
+    log::info!(target: "towpath/stopped", "stopped");
+    Ok(ended)
+}
+
+/// All or nothing: an error keeps what holds.
+fn reload(config: &mut Config, read: &mut dyn FnMut() -> Result<Config, String>) {
+    let new = match read() {
+        Ok(new) => new,
+        Err(error) => {
+            log::error!(target: "towpath/reload_failed", "the configuration stays as it was: {error}");
+            return;
+        }
+    };
+    let later = config.needs_restart(&new);
+    logger::set_level(new.log.level);
+    config.log.level = new.log.level;
+    config.server.drain_window = new.server.drain_window;
+    config.server.shutdown_total = new.server.shutdown_total;
+    if later.is_empty() {
+        log::info!(target: "towpath/reloaded", "the configuration was read again");
+    } else {
+        let later = later.join(", ");
+        log::warn!(target: "towpath/reloaded", "the configuration was read again; these need a restart: {later}");
+    }
+}
+
+/// Ends the process when a stop takes too long, or at once when a second one is asked for.
+struct Watch {
+    /// Dropped first: the thread sees it and ends.
+    _done: crate::rt::Sender<()>,
+    _thread: Thread<()>,
+}
+
+impl Watch {
+    fn start(rt: &Rt, asked: Receiver<Asked>, deadline: Moment, give_up: fn() -> !) -> Result<Watch> {
+        let (done, is_done) = rt.channel::<()>("done", 1);
+        let clock = rt.clone();
+        let thread = rt.spawn("stop-watch", move || {
+            // Wakes for good when `done` is dropped.
+            loop {
+                match is_done.recv_deadline(clock.now() + LOOK_EVERY.min(Duration::from_millis(50))) {
+                    Err(RecvTimeoutError::Disconnected) | Ok(()) => return,
+                    Err(RecvTimeoutError::Timeout) => {}
+                }
+                if asked.try_recv() == Ok(Asked::Stop) {
+                    log::warn!(target: "towpath/stopped_at_once", "told to stop twice: what is spooled stays there");
+                    give_up();
+                }
+                if clock.now() >= deadline {
+                    log::error!(target: "towpath/stop_timed_out", "the stop took longer than server.shutdown_total");
+                    give_up();
+                }
+            }
+        })?;
+        Ok(Watch { _done: done, _thread: thread })
+    }
+}
+
+/// A daemon that takes requests.
+pub struct Daemon {
+    rt: Rt,
+    crew: Crew,
+    condition: Arc<Condition>,
+    doors: Running,
+    directory: Directory,
+}
+
+impl Daemon {
+    /// Builds everything and opens the doors, last.
+    ///
+    /// # Errors
+    /// When the store, the data directory, a thread or an address is not to be had.
+    pub fn start(rt: &Rt, config: &Config) -> Result<Daemon> {
+        let directory = Directory::open(&config.store.data)?;
+        let links = limits::raise_descriptors();
+        let crew = Crew::new(rt);
+        let condition = Arc::new(Condition::new(&crew));
+        let threads = config.server.io_threads.unwrap_or_else(crate::rt::cores);
+        let io = IoThreads::new(rt, usize::try_from(threads).unwrap_or(1), None)?;
+        condition.check_with(vec![Box::new(directory.has_room())]);
+        let metrics = Metrics::new();
+        let mut router = Router::new();
+
+        operations::add_routes(&mut router, &condition, metrics.into_exposition());
+        let listener = listen(&config.server.listen)?;
+        let limits = Limits { links: usize::try_from(links).unwrap_or(usize::MAX), ..Limits::default() };
+        let doors = io.start(limits, vec![listener], Arc::new(router))?;
+        log::info!(target: "towpath/started", "holds up to {links} links on {threads} I/O threads");
+        Ok(Daemon { rt: rt.clone(), crew, condition, doors, directory })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &[Bound] {
+        self.doors.addresses()
+    }
+
+    /// What is going on, without secrets.
+    fn dump(&self, config: &Config) -> Value {
+        let settings: serde_json::Map<String, Value> =
+            config.values().into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+        json!({
+            "condition": self.condition.dump(),
+            "links": self.doors.links(),
+            "data": self.directory.path(),
+            "settings": settings,
+        })
+    }
+
+    /// Takes everything down. The order is the point: doors first, so that nothing new comes in; the
+    /// store last, because everything writes to it.
+    fn stop(self, window: Duration, deadline: Moment) {
+        self.condition.drain();
+        log::info!(target: "towpath/draining", "draining");
+        self.drain_links(window, deadline);
+        drop(self.doors);
+        drop(self.directory);
+    }
+
+    /// Tells every link to go elsewhere and waits until they have, or the window is over.
+    fn drain_links(&self, window: Duration, deadline: Moment) {
+        self.doors.drain(window, self.rt.rand("drain").next_u64());
+        let until = (self.rt.now() + window + LOOK_EVERY).min(deadline);
+        // Links end on the I/O threads; looking is cheaper than a message for each of them.
+        while self.doors.links() > 0 && self.rt.now() < until {
+            self.rt.sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn listen(at: &ListenAt) -> Result<Listener> {
+    Listener::bind(&at.to_string())
+        .map_err(|error| Error::new(Code::BadConfig, error.to_string()).while_(format!("listening on {at}")))
+}

@@ -1,0 +1,97 @@
+//! The data directory: made if missing, its owner's alone, used by one daemon at a time.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock, statvfs};
+
+use crate::{Code, Error, Result};
+
+/// Below this SQLite and the spool may fail at any write.
+const FREE_MIN: u64 = 16 * 1024 * 1024;
+
+/// A data directory that nobody else uses. Dropping it lets the next daemon in.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    /// Locked as long as it is open; the system lets go of it however the process ends.
+    _lock: File,
+}
+
+impl Directory {
+    pub(super) fn open(path: &Path) -> Result<Directory> {
+        let cannot = |doing: &str, error: std::io::Error| {
+            Error::new(Code::Io, format!("{doing} the data directory {}: {error}", path.display()))
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|error| cannot("making", error))?;
+        let path = fs::canonicalize(path).map_err(|error| cannot("finding", error))?;
+        let mut lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path.join("lock"))
+            .map_err(|error| cannot("opening", error))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let holder = fs::read_to_string(path.join("lock")).unwrap_or_default();
+            let who = if holder.trim().is_empty() {
+                String::new()
+            } else {
+                format!(" (process {})", holder.trim())
+            };
+            let text = format!(
+                "another daemon{who} uses the data directory {}; stop it, or give this one another --data",
+                path.display()
+            );
+            return Err(Error::new(Code::Conflict, text));
+        }
+        // Only for whoever wonders who holds it.
+        lock.set_len(0).map_err(|error| cannot("writing to", error))?;
+        writeln!(lock, "{}", std::process::id()).map_err(|error| cannot("writing to", error))?;
+        Ok(Directory { path, _lock: lock })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A check for readiness: whether there is room to write.
+    pub(super) fn has_room(&self) -> impl Fn() -> Option<String> + Send + Sync + 'static {
+        let path = self.path.clone();
+        move || match statvfs(&path) {
+            Ok(disk) => {
+                let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+                let low = free < FREE_MIN;
+                low.then(|| format!("the data directory {} has {free} bytes left", path.display()))
+            }
+            Err(error) => Some(format!("the data directory {} cannot be looked at: {error}", path.display())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_serves_one_daemon_at_a_time_and_its_owner_alone() {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let path = place.path().join("a/b");
+        let first = Directory::open(&path).expect("free");
+        let mode = fs::metadata(first.path()).expect("made").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let second = Directory::open(&path).expect_err("held");
+        assert_eq!(second.code(), Code::Conflict);
+        assert!(second.to_string().contains(&format!("(process {})", std::process::id())), "{second}");
+        drop(first);
+        Directory::open(&path).expect("free again");
+    }
+}

@@ -1,0 +1,44 @@
+//! The routes for whoever operates the daemon: `/healthz`, `/readyz`, `/metrics`, `/openapi.json`.
+
+use std::sync::{Arc, OnceLock};
+
+use serde_json::json;
+
+use super::condition::Condition;
+use crate::front::{Response, Route, Router};
+use crate::metrics::{self, Exposition};
+
+/// Adds the routes. Called after all others, so that `/openapi.json` knows them.
+pub(super) fn add_routes(router: &mut Router, condition: &Arc<Condition>, exposition: Exposition) {
+    let well = condition.clone();
+    router.add(Route::get("/healthz").about("Whether the daemon lives").open().answers(&[200, 503]).to(
+        move |_, reply| {
+            let reasons = well.ails();
+            let status = if reasons.is_empty() { 200 } else { 503 };
+            reply.send(Response::json(status, &json!({ "healthy": reasons.is_empty(), "reasons": reasons })));
+        },
+    ));
+    let ready = condition.clone();
+    router.add(
+        Route::get("/readyz").about("Whether the daemon can take work").open().answers(&[200, 503]).to(
+            move |_, reply| {
+                let reasons = ready.hinders();
+                let status = if reasons.is_empty() { 200 } else { 503 };
+                reply.send(Response::json(
+                    status,
+                    &json!({ "ready": reasons.is_empty(), "reasons": reasons }),
+                ));
+            },
+        ),
+    );
+    router.add(Route::get("/metrics").about("Figures as OpenMetrics text").to(move |_, reply| {
+        reply.send(Response::bytes(200, metrics::CONTENT_TYPE, exposition.text().into_bytes()));
+    }));
+    let document = Arc::new(OnceLock::<String>::new());
+    let told = document.clone();
+    router.add(Route::get("/openapi.json").about("This description").open().to(move |_, reply| {
+        let text = told.get().cloned().unwrap_or_default();
+        reply.send(Response::bytes(200, "application/json", text.into_bytes()));
+    }));
+    document.set(router.openapi().to_string()).expect("it is described once, here");
+}

@@ -1,0 +1,58 @@
+//! Signals, turned into messages on a channel.
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::{Handle, Signals};
+
+use crate::Result;
+use crate::rt::{Receiver, Rt, Thread};
+
+/// What somebody outside asks of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// SIGTERM or SIGINT: stop; a second one: at once.
+    Stop,
+    /// SIGHUP: read the configuration again.
+    Reload,
+    /// SIGUSR1: write down what is going on.
+    Dump,
+}
+
+/// Signals nobody has taken yet. More of them say nothing that these do not.
+const WAITING_MAX: usize = 8;
+
+/// The thread that listens for signals. Dropping it ends the listening and joins it.
+#[derive(Debug)]
+pub(super) struct Listener {
+    handle: Handle,
+    // Joined when dropped, after `handle` was closed in `drop`.
+    thread: Option<Thread<()>>,
+}
+
+impl Listener {
+    pub(super) fn start(rt: &Rt) -> Result<(Listener, Receiver<Asked>)> {
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+        let handle = signals.handle();
+        let (tell, asked) = rt.channel("signals", WAITING_MAX);
+        // Blocks in the iterator; `handle.close` wakes it for the last time.
+        let thread = rt.spawn("signals", move || {
+            for signal in signals.forever() {
+                let what = match signal {
+                    SIGHUP => Asked::Reload,
+                    SIGUSR1 => Asked::Dump,
+                    _ => Asked::Stop,
+                };
+                // Full: whoever reads them has as many to answer already, a stop among them if there
+                // was one. Disconnected: the daemon is on its way out.
+                let _ = tell.try_send(what);
+            }
+        })?;
+        Ok((Listener { handle, thread: Some(thread) }, asked))
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.handle.close();
+        self.thread = None;
+    }
+}
