@@ -8,73 +8,11 @@
 use uuid::Uuid;
 
 use super::{Labels, Store, StoreError};
+use crate::state::connection::{Kind, Row};
 use crate::state::time::Wall;
 
 /// The most rows one statement takes.
 pub const ROWS_PER_STATEMENT: usize = 1_000;
-
-/// Types that have no duration and are never `ongoing`.
-pub const POINT_IN_TIME: [&str; 4] = ["workspace_app", "port_forwarding", "tunnel", "file_transfer"];
-
-/// How a connection ended, as one unit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DisconnectRow {
-    /// The record that said so.
-    pub id: Uuid,
-    /// When.
-    pub time: Wall,
-    /// Why, if told.
-    pub reason: Option<String>,
-    /// The exit code, if there was one; 0 is one.
-    pub code: Option<i32>,
-}
-
-/// One connection: one record, or what is known after merging several.
-///
-/// A time of [`Wall`]`(0)` is unknown and loses against any other. Empty texts and zero UUIDs are
-/// stored as absent, except `workspace_id` and `agent_name`, which are part of the key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnectionRow {
-    /// The id of the record with the smallest (time, id).
-    pub id: Uuid,
-    /// That record's time.
-    pub first_time: Wall,
-    /// The smallest time known.
-    pub connect_time: Wall,
-    /// How it ended, once that is known.
-    pub disconnect: Option<DisconnectRow>,
-    /// `ssh`, `vscode`, …
-    pub kind: String,
-    /// Whose.
-    pub organization_id: Uuid,
-    /// Whose workspace.
-    pub workspace_owner_id: Uuid,
-    /// Which workspace: part of the key.
-    pub workspace_id: Uuid,
-    /// Its name.
-    pub workspace_name: String,
-    /// Which agent: part of the key.
-    pub agent_name: String,
-    /// From where.
-    pub ip: String,
-    /// With what.
-    pub user_agent: String,
-    /// Who.
-    pub user_id: Uuid,
-    /// The app or the port.
-    pub slug_or_port: String,
-    /// Joins connect and disconnect; none, and the record stands alone.
-    pub connection_id: Option<Uuid>,
-    /// What else was said.
-    pub labels: Labels,
-}
-
-impl ConnectionRow {
-    /// The database's own key, of rows that merge.
-    pub fn key(&self) -> Option<(Uuid, Uuid, &str)> {
-        self.connection_id.map(|id| (id, self.workspace_id, self.agent_name.as_str()))
-    }
-}
 
 /// What is asked of the connection log. Newest first.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -92,7 +30,7 @@ pub struct ConnectionQuery {
     /// Which connection.
     pub connection_id: Option<Uuid>,
     /// Any of these types; none means all.
-    pub kinds: Vec<String>,
+    pub kinds: Vec<Kind>,
     /// `Some(true)`: has not ended and is of a type that lasts. `Some(false)`: all others.
     pub ongoing: Option<bool>,
     /// Connected at or after.
@@ -143,9 +81,9 @@ pub struct DeadLetter {
 /// The connection log.
 pub trait ConnectionStore: Store {
     /// Writes rows whose keys are distinct, merging each with what is stored. Idempotent.
-    fn upsert(&mut self, rows: &[ConnectionRow]) -> Result<(), StoreError>;
+    fn upsert(&mut self, rows: &[Row]) -> Result<(), StoreError>;
     /// One page.
-    fn query(&mut self, query: &ConnectionQuery) -> Result<Vec<ConnectionRow>, StoreError>;
+    fn query(&mut self, query: &ConnectionQuery) -> Result<Vec<Row>, StoreError>;
     /// How many rows the query has in all, pages aside, counted up to `cap`.
     fn count(&mut self, query: &ConnectionQuery, cap: u64) -> Result<Count, StoreError>;
     /// Deletes connections that began before `before`, oldest first, `limit` at most; how many.

@@ -5,26 +5,11 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Store, StoreError};
-use crate::state::time::{Moment, Wall};
+use crate::state::metadata::{Entry, Key};
+use crate::state::time::Wall;
 
 /// The most rows one statement takes.
 pub const ROWS_PER_STATEMENT: usize = 5_000;
-
-/// One value to write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MetadataRow {
-    /// Who reports.
-    pub agent: Uuid,
-    /// What is reported.
-    pub key: String,
-    /// What was measured.
-    pub value: String,
-    /// Why it could not be; empty when it could.
-    pub error: String,
-    /// How long before the write it was collected. The database subtracts, so that only its own
-    /// clock counts.
-    pub age: Duration,
-}
 
 /// What a key that is not there yet means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -88,10 +73,13 @@ pub struct MetadataRead {
 
 /// Agents and their metadata.
 pub trait MetadataStore: Store {
-    /// Writes rows that are sorted by (agent, key) and name each key once. An older value never
-    /// replaces a newer one. `now` is when the ages were taken: two writes through one store keep the
-    /// order of their values even when the first one took longer to arrive.
-    fn upsert(&mut self, rows: &[MetadataRow], now: Moment, sight: Sight) -> Result<Upserted, StoreError>;
+    /// Writes rows that are sorted by key and name each key once. An older value never replaces a newer
+    /// one.
+    ///
+    /// `now` is the clock that stamped the entries: what is stored is the database's time less the
+    /// entry's age, so that only the database's clock counts between replicas. Two writes through one
+    /// store keep the order of their entries even when the first took longer to arrive.
+    fn upsert(&mut self, rows: &[(Key, Entry)], now: Wall, sight: Sight) -> Result<Upserted, StoreError>;
     /// The values of these agents, by agent, display order, key.
     fn read(&mut self, agents: &[Uuid]) -> Result<Vec<MetadataRead>, StoreError>;
     /// Makes an agent or gives it another name. True when something changed.

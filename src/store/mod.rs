@@ -13,9 +13,19 @@ use uuid::Uuid;
 
 use crate::error::{Code, Error};
 
+mod connection_rows;
 pub mod connections;
+#[cfg(feature = "postgres")]
+pub(crate) mod dial;
 pub mod metadata;
+mod metadata_rows;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+mod replica_rows;
 pub mod replicas;
+mod sql;
+pub mod sqlite;
+mod stream_rows;
 pub mod streams;
 
 pub use connections::ConnectionStore;
@@ -40,6 +50,17 @@ pub trait Stores: Send + Sync {
     fn identity(&self) -> Identity;
     /// True when several processes may use it at once.
     fn is_shared(&self) -> bool;
+}
+
+/// Tables made by a newer towpath: refused, because what it means by them is not known here.
+fn newer_schema(part: &str, version: u32, known: u32) -> StoreError {
+    StoreError::fatal(
+        "newer_schema",
+        format!(
+            "the {part} tables have schema version {version}, and this towpath knows versions up to {known}; \
+             start the newer towpath, or restore a backup made before it"
+        ),
+    )
 }
 
 /// What every store can be asked.

@@ -1,8 +1,8 @@
 //! Streams as rows: what each operation takes, and every answer it may give.
 //!
 //! A change of a stream happens under its row lock and takes the next position for each thing that
-//! changed. Every outcome that changed something carries a [`Change`]: what the notice says and what
-//! tokens are made of.
+//! changed; the rules are [`crate::state::stream`]'s, the lock and the rows are the database's. Every
+//! outcome that changed something carries a [`Change`]: what its notice says and its tokens are made of.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,14 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Labels, Store, StoreError};
+use crate::state::stream::{Fold, LeaseHash, OnLost, Stream};
 use crate::state::time::Wall;
+
+/// The most a page of history holds unless one message is longer: 256 KiB.
+pub const PAGE_BYTES: usize = 256 * 1024;
+
+/// How long the answer to a keyed request is remembered.
+pub const KEY_MEMORY: Duration = Duration::from_secs(24 * 3_600);
 
 /// How a stream is addressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,40 +28,13 @@ pub enum Address {
     Name(String),
 }
 
-/// Where a stream is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Status {
-    /// Nothing runs and nothing waits.
-    Idle,
-    /// It waits for a worker.
-    Pending,
-    /// A worker has it.
-    Running,
-    /// A worker has it and was asked to stop.
-    Interrupting,
-    /// The last turn failed.
-    Failed,
-    /// The last turn finished.
-    Done,
-}
-
-/// What becomes of a running stream whose worker is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum OnLost {
-    /// It waits for another worker.
-    #[default]
-    Pending,
-    /// It has failed, with the error `producer_lost`.
-    Failed,
-}
-
 /// When a stream ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Expiry {
     /// Never.
     #[default]
     Never,
-    /// This long after it was last used.
+    /// This long after it was last used, in whole seconds.
     Ttl(Duration),
     /// At a fixed time.
     At(Wall),
@@ -93,8 +73,8 @@ pub struct MessageRow {
     pub role: Option<String>,
     /// What was said.
     pub content: Arc<[u8]>,
-    /// `(turn, last part folded)` when a turn committed it.
-    pub fold: Option<(u32, u32)>,
+    /// The parts it stands for, when a turn committed it.
+    pub fold: Option<Fold>,
     /// When it was written.
     pub at: Wall,
 }
@@ -114,39 +94,13 @@ pub struct QueuedRow {
     pub at: Wall,
 }
 
-/// Where a stream stands. `pos` counts every change; each other position is that of the last change
-/// of its kind.
+/// Limits on a stream's history; none takes the store-wide one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Marks {
-    /// Rises when an edit or a removal made earlier history wrong.
-    pub generation: u32,
-    /// The last change of all.
-    pub pos: u64,
-    /// The last message appended.
-    pub history: u64,
-    /// The last change of the queue.
-    pub queue: u64,
-    /// The last change of the status.
-    pub status: u64,
-    /// The last change of the error.
-    pub error: u64,
-    /// Up to here history was removed by retention.
-    pub trimmed: u64,
-}
-
-/// The turn a stream is in, or was in last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TurnRow {
-    /// Its number, never used again in this stream.
-    pub number: u32,
-    /// The position at which it began.
-    pub begun_pos: u64,
-    /// The last part folded into a message.
-    pub folded_to: u32,
-    /// When it began.
-    pub begun_at: Wall,
-    /// When it ended; none while it runs.
-    pub closed_at: Option<Wall>,
+pub struct Keep {
+    /// Messages older than this go.
+    pub age: Option<Duration>,
+    /// Beyond this many bytes the oldest go.
+    pub bytes: Option<u64>,
 }
 
 /// What a change left behind: enough for its notice and for its token.
@@ -157,13 +111,18 @@ pub struct Change {
     /// The stream's part of every token.
     pub tag: [u8; 4],
     /// Where it stands now.
-    pub marks: Marks,
-    /// Its status now.
-    pub status: Status,
-    /// Who runs it, while it runs.
-    pub worker: Option<Uuid>,
-    /// The number of its last turn; 0 before the first.
-    pub turn: u32,
+    pub state: Stream,
+}
+
+/// Where a fork left its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForkedFrom {
+    /// The source.
+    pub source: Uuid,
+    /// The position up to which it has the source's history, as it was asked for.
+    pub pos: u64,
+    /// How much more it took: bytes of the next row, or JSON messages.
+    pub beyond: u64,
 }
 
 /// A stream's row.
@@ -181,49 +140,42 @@ pub struct StreamRow {
     pub expiry: Expiry,
     /// When that will be as things stand.
     pub expires_at: Option<Wall>,
-    /// What becomes of it when its worker is gone.
-    pub on_lost: OnLost,
     /// The stream's part of every token. A fork has its root's.
     pub tag: [u8; 4],
-    /// Where it stands.
-    pub marks: Marks,
-    /// The position it was closed at; nothing is appended after.
-    pub closed_pos: Option<u64>,
-    /// Its status.
-    pub status: Status,
-    /// Who runs it, while it runs.
-    pub worker: Option<Uuid>,
-    /// Until when the worker's lease is good, while it runs.
-    pub lease_until: Option<Wall>,
-    /// The turn it is in, or was in last.
-    pub turn: Option<TurnRow>,
-    /// Why the last turn failed.
-    pub error: Option<String>,
+    /// Where it stands: positions, status, turn.
+    pub state: Stream,
+    /// When its last turn began.
+    pub turn_begun_at: Option<Wall>,
+    /// The last part of its last turn that is in a message.
+    pub turn_folded_to: u32,
     /// The highest `Stream-Seq` taken.
     pub stream_seq: Option<String>,
-    /// The stream it was forked from, and the position up to which it has that stream's history.
-    pub fork: Option<(Uuid, u64)>,
+    /// Where it came from, if it is a fork.
+    pub forked_from: Option<ForkedFrom>,
+    /// How many streams were forked from it and are still there.
+    pub forks: u32,
+    /// Limits of its own on its history.
+    pub keep: Keep,
     /// How many bytes its messages have together.
     pub bytes: u64,
+    /// When the oldest message it has was written.
+    pub oldest_at: Option<Wall>,
+    /// The number the last input got.
+    pub last_input: u64,
     /// Deleted, and kept because others were forked from it.
     pub deleted: bool,
     /// When it was made.
     pub created_at: Wall,
     /// When it last changed.
     pub updated_at: Wall,
+    /// When its status last changed.
+    pub status_at: Wall,
 }
 
 impl StreamRow {
     /// What a notice about the row as it stands says.
     pub fn change(&self) -> Change {
-        Change {
-            stream: self.id,
-            tag: self.tag,
-            marks: self.marks,
-            status: self.status,
-            worker: self.worker,
-            turn: self.turn.map_or(0, |turn| turn.number),
-        }
+        Change { stream: self.id, tag: self.tag, state: self.state.clone() }
     }
 }
 
@@ -247,29 +199,54 @@ pub struct NewStream {
     /// What it begins with.
     pub first: Vec<Draft>,
     /// Closed as soon as `first` is in.
-    pub closed: bool,
+    pub closed: Option<bool>,
     /// Made from another stream's history.
     pub fork: Option<NewFork>,
 }
 
-/// Limits on a stream's history; none takes the store-wide one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Keep {
-    /// Messages older than this go.
-    pub age: Option<Duration>,
-    /// Beyond this many bytes the oldest go.
-    pub bytes: Option<u64>,
+impl NewStream {
+    /// A stream with nothing but a name.
+    pub fn named(id: Uuid, name: impl Into<String>) -> NewStream {
+        NewStream {
+            id,
+            name: name.into(),
+            content_type: None,
+            labels: None,
+            expiry: None,
+            on_lost: None,
+            keep: Keep::default(),
+            first: Vec::new(),
+            closed: None,
+            fork: None,
+        }
+    }
 }
 
-/// Where a fork leaves its source.
+/// Where a fork is to leave its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewFork {
     /// The stream to fork.
     pub source: Address,
-    /// The tag, generation and position of the offset given; none is the source's tail.
-    pub at: Option<([u8; 4], u32, u64)>,
+    /// From which offset; none is the source's tail.
+    pub at: Option<ForkAt>,
     /// How much more: bytes of the next row, or JSON messages.
     pub beyond: u64,
+}
+
+/// An offset of a stream, as its token says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForkAt {
+    /// Before everything.
+    Start,
+    /// After this position.
+    Pos {
+        /// The stream's part of the token.
+        tag: [u8; 4],
+        /// The generation the position is of.
+        generation: u32,
+        /// The position.
+        pos: u64,
+    },
 }
 
 /// What became of [`StreamStore::create`].
@@ -291,7 +268,7 @@ pub enum Created {
     BadForkOffset,
     /// The fork's offset lies in history that is gone: before retention, or of an older generation.
     ForkTrimmed,
-    /// The fork asks for another content type than its source has.
+    /// The fork asks for another content type than its source has, which is this.
     OtherType(String),
 }
 
@@ -313,8 +290,8 @@ pub enum Deleted {
 pub struct ListStreams {
     /// Only those that have all of these labels.
     pub labels: Labels,
-    /// Only those in one of these; none means all.
-    pub status: Vec<Status>,
+    /// Only those whose status has one of these names; none means all.
+    pub status: Vec<&'static str>,
     /// Only those after this one: the last of the page before.
     pub after: Option<Uuid>,
     /// At most so many.
@@ -364,8 +341,6 @@ pub enum Appended {
         pos: u64,
         /// The generation it was written in.
         generation: u32,
-        /// True when the stream is closed now.
-        closed: bool,
         /// True when nothing was written now.
         again: bool,
     },
@@ -375,12 +350,10 @@ pub enum Appended {
         change: Change,
         /// The highest sequence number taken from it in its epoch.
         seq: u64,
-        /// True when the stream is closed.
-        closed: bool,
     },
     /// The producer was replaced by one of this epoch.
     StaleEpoch(u64),
-    /// A new epoch, or a new producer, begins at 0.
+    /// A raised epoch begins at 0.
     EpochNotAtZero,
     /// A number is missing before this one.
     Gap {
@@ -406,8 +379,6 @@ pub enum Edited {
     Done(Change),
     /// There is no such message, or it was removed.
     NoMessage,
-    /// The stream is closed: its history is what it is.
-    Closed(Change),
     /// No such stream.
     Missing,
     /// It is deleted, and kept for its forks.
@@ -450,7 +421,7 @@ pub enum Dequeued {
 }
 
 /// Who wants to run a stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The replica.
     pub worker: Uuid,
@@ -462,24 +433,40 @@ pub struct Claim {
     pub key: Option<String>,
 }
 
+impl std::fmt::Debug for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Claim({}, {:?}, [redacted])", self.worker, self.lease_for)
+    }
+}
+
+/// A turn that was claimed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TurnClaimed {
+    /// Where the stream stands.
+    pub change: Change,
+    /// Its name.
+    pub name: String,
+    /// The turn's number.
+    pub turn: u32,
+    /// Its lease: the claim's, or that of the claim that had the same key.
+    pub lease: [u8; 32],
+    /// The head of the queue, which is no longer in it.
+    pub input: Option<QueuedRow>,
+    /// True when nothing was written now: the same key as before.
+    pub again: bool,
+}
+
+impl std::fmt::Debug for TurnClaimed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TurnClaimed({}, turn {}, again {})", self.name, self.turn, self.again)
+    }
+}
+
 /// What became of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claimed {
     /// The turn is yours.
-    Turn {
-        /// Where the stream stands.
-        change: Change,
-        /// Its name.
-        name: String,
-        /// The turn's number.
-        turn: u32,
-        /// Its lease: the claim's, or that of the claim that had the same key.
-        lease: [u8; 32],
-        /// The head of the queue, which is no longer in it.
-        input: Option<QueuedRow>,
-        /// True when nothing was written now: the same key as before.
-        again: bool,
-    },
+    Turn(TurnClaimed),
     /// Someone has it, and the lease is good.
     Running {
         /// Who.
@@ -487,7 +474,7 @@ pub enum Claimed {
         /// In which turn.
         turn: u32,
     },
-    /// The stream is closed.
+    /// The stream is closed: a turn could not write to it.
     Closed(Change),
     /// No such stream; nothing pending, of a claim for whatever is next.
     Missing,
@@ -500,8 +487,8 @@ pub enum Claimed {
 pub struct Fence {
     /// The turn's number.
     pub turn: u32,
-    /// The secret the claim gave.
-    pub lease: [u8; 32],
+    /// The hash of the secret that the claim gave.
+    pub lease: LeaseHash,
 }
 
 /// What became of a commit.
@@ -537,7 +524,7 @@ pub enum End {
     Lost,
     /// Handed back by a replica that stops: another may take it.
     HandedBack,
-    /// Given up: idle, whatever waits.
+    /// Given up, or stopped as asked: idle, whatever waits.
     Aborted,
 }
 
@@ -557,10 +544,8 @@ pub enum Finished {
 /// What became of an interrupt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Interrupted {
-    /// The worker is to stop.
-    Asked(Change),
-    /// It was pending and is idle now.
-    Idled(Change),
+    /// The worker is to stop, or what was pending no longer is.
+    Done(Change),
     /// Nothing to interrupt, or asked before.
     Nothing(Change),
     /// No such stream.
@@ -600,12 +585,9 @@ pub struct CatchUp {
     pub after: u64,
     /// Up to this one; none fixes it at where the stream stands.
     pub upto: Option<u64>,
-    /// At most so many bytes of content, but always one message.
+    /// At most so many bytes of content, but always one message; 0 for the state alone.
     pub bytes_max: usize,
 }
-
-/// The most a page of history holds unless one message is longer: 256 KiB.
-pub const PAGE_BYTES: usize = 256 * 1024;
 
 /// A stream's whole state and one page of its history, seen at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -622,7 +604,7 @@ pub struct Page {
     pub more: bool,
 }
 
-/// Which row of an [`Address`] was found.
+/// What an [`Address`] leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found<T> {
     /// Here it is.
@@ -648,15 +630,22 @@ pub trait StreamStore: Store {
     /// Where these streams stand; one that is gone is left out.
     fn positions(&mut self, streams: &[Uuid]) -> Result<Vec<Change>, StoreError>;
 
-    /// Appends, closes, or both, in the order of checks that Durable Streams prescribes.
+    /// Appends, closes, or both. The checks come in the order that Durable Streams prescribes: stale
+    /// epoch, new epoch not at zero, sent before, closed, content type, gap, `Stream-Seq`.
     fn append(&mut self, at: &Address, append: &Append) -> Result<Appended, StoreError>;
-    /// Replaces a message's content; id and position stay.
+    /// Replaces a message's content; id and position stay, and the role unless another is given.
     fn edit(&mut self, at: &Address, message: u64, draft: &Draft) -> Result<Edited, StoreError>;
     /// Removes a message; its place stays empty.
     fn remove(&mut self, at: &Address, message: u64) -> Result<Edited, StoreError>;
 
-    /// Puts an input in the queue; a stream that does not run becomes pending.
-    fn push(&mut self, at: &Address, input: &Draft, key: Option<&str>) -> Result<Queued, StoreError>;
+    /// Puts an input in the queue unless `most` are in it; a stream that does not run becomes pending.
+    fn push(
+        &mut self,
+        at: &Address,
+        input: &Draft,
+        key: Option<&str>,
+        most: usize,
+    ) -> Result<Queued, StoreError>;
     /// Takes an input out of the queue before a worker has it.
     fn withdraw(&mut self, at: &Address, input: u64) -> Result<Dequeued, StoreError>;
 
@@ -664,7 +653,8 @@ pub trait StreamStore: Store {
     fn claim(&mut self, at: &Address, claim: &Claim) -> Result<Claimed, StoreError>;
     /// Claims the stream that has been pending longest among those with these labels.
     fn claim_next(&mut self, labels: &Labels, claim: &Claim) -> Result<Claimed, StoreError>;
-    /// Renews every lease of a replica in one statement; what it lost is not in the answer.
+    /// Renews every lease of a replica in one statement; what it lost is not in the answer. A lease
+    /// that ran out and that nobody took is good again.
     fn renew(&mut self, worker: Uuid, lease_for: Duration) -> Result<Vec<Held>, StoreError>;
     /// Writes a turn's message; parts up to and with `folded_to` are in it.
     fn commit(
@@ -688,14 +678,11 @@ pub trait StreamStore: Store {
     fn expire(&mut self, limit: usize) -> Result<Vec<Uuid>, StoreError>;
     /// Removes history beyond what is kept, from `limit` streams at most; those that changed.
     fn trim(&mut self, keep: Keep, limit: usize) -> Result<Vec<Change>, StoreError>;
-    /// Forgets answers kept for keys older than 24 h, `limit` at most; how many.
+    /// Forgets answers that are older than [`KEY_MEMORY`], `limit` at most; how many.
     fn forget_keys(&mut self, limit: usize) -> Result<u64, StoreError>;
 
     /// Runs `work` as one group: each call inside stands or falls alone, and all that succeeded are
     /// durable together when this returns `Ok`. An error makes every outcome inside unknown.
-    /// A store that several processes share commits each call by itself.
-    fn group(
-        &mut self,
-        work: &mut dyn FnMut(&mut dyn StreamStore) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError>;
+    /// Where the database is shared or in memory, each call inside commits by itself.
+    fn group(&mut self, work: &mut dyn FnMut(&mut dyn StreamStore)) -> Result<(), StoreError>;
 }
