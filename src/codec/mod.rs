@@ -1,5 +1,6 @@
 //! Bytes to values and back: no I/O, no clock, nothing that waits.
 
+pub mod connection;
 pub mod json;
 pub mod msgpack;
 pub mod pipe;

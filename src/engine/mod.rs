@@ -1,5 +1,16 @@
 //! Rooms: the threads that own machines, wake in one place and carry actions out.
 
+pub mod backends;
+pub mod connections;
+mod door;
+mod flush;
 pub mod handlers;
+mod ledger;
+pub mod lookups;
+pub mod metadata;
+mod retries;
 pub mod sessions;
+mod settle;
+mod spooler;
+pub mod watches;
 pub mod worker;

@@ -36,7 +36,8 @@ pub struct Entry {
 impl Merge for Entry {
     /// The strictly newer one wins; of two of one moment the one that is here stays.
     fn merge(&mut self, other: Entry) {
-        if other.collected_at > self.collected_at {
+        let newer = other.collected_at > self.collected_at;
+        if newer || crate::planted!("equal_timestamp_overwrites") && other.collected_at == self.collected_at {
             *self = other;
         }
     }

@@ -150,6 +150,11 @@ impl<B> Retry<B> {
         self.spool_due.get_or_insert(now);
     }
 
+    /// A page of the spool is on its way; nothing about it is due until that is answered.
+    pub fn spool_asked(&mut self) {
+        self.spool_due = None;
+    }
+
     /// Everything in the spool was sent.
     pub fn spool_is_empty(&mut self) {
         self.spool_due = None;

@@ -3,6 +3,7 @@
 mod cli_config;
 mod cli_help;
 mod cli_serve;
+mod batching;
 mod demo;
 mod docs;
 mod doors;

@@ -1,0 +1,312 @@
+//! Where connection rows go besides the database: a file of JSON lines, the log, a web hook, or what a
+//! program brings.
+//!
+//! Each backend has a thread and a queue of its own, so one that is slow, fails or panics holds up
+//! neither the others nor the database. What does not fit into its queue is dropped for that backend
+//! alone, and counted: the database is what keeps records.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::worker::{Bounds, Crew, Inbox, Room, Worker};
+use crate::codec::connection::json_line;
+use crate::error::{Code, Error, Result};
+use crate::metrics::{Counter, Metrics};
+use crate::rt::Moment;
+use crate::state::connection::Row;
+
+/// Batches that may wait for one backend.
+const QUEUE: usize = 64;
+
+/// Something that takes connection rows.
+pub trait Backend: Send + 'static {
+    /// Tells it from the others, in metrics and logs.
+    fn name(&self) -> &'static str;
+
+    /// Takes some rows. Must return in bounded time: the engine's end waits for it.
+    ///
+    /// # Errors
+    /// They are not taken; that is logged and counted, and not tried again.
+    fn write(&mut self, rows: &[Row]) -> Result<()>;
+
+    /// The last call; nothing is written after it.
+    ///
+    /// # Errors
+    /// Something was not taken after all.
+    fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The queues of all backends.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fan {
+    queues: Arc<[Queue]>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    inbox: Inbox<Arc<[Row]>>,
+    dropped: Counter,
+}
+
+impl Fan {
+    /// Gives the rows to every backend that has room.
+    pub(super) fn send(&self, rows: &[Row]) {
+        if self.queues.is_empty() || rows.is_empty() {
+            return;
+        }
+        let rows: Arc<[Row]> = rows.into();
+        for queue in self.queues.iter() {
+            if queue.inbox.try_data(rows.clone()).is_err() {
+                queue.dropped.inc_by(rows.len() as u64);
+            }
+        }
+    }
+}
+
+/// The threads of all backends.
+#[derive(Debug)]
+pub(super) struct Backends {
+    #[allow(dead_code, reason = "dropping a worker is what it is kept for")]
+    workers: Vec<Worker>,
+}
+
+impl Backends {
+    pub(super) fn start(
+        crew: &Crew,
+        backends: Vec<Box<dyn Backend>>,
+        metrics: &mut Metrics,
+    ) -> Result<(Backends, Fan)> {
+        let written =
+            metrics.counters("backend_rows", "Connection rows a backend besides the database took.");
+        let failed =
+            metrics.counters("backend_failures", "Writes that a backend besides the database refused.");
+        let dropped = metrics
+            .counters("backend_dropped", "Connection rows a backend besides the database was too slow for.");
+        let (mut workers, mut queues) = (Vec::new(), Vec::new());
+        for backend in backends {
+            let name = backend.name();
+            let labels = vec![("backend", name)];
+            let room = BackendRoom {
+                name,
+                backend,
+                written: written.get_or_create_owned(&labels),
+                failed: failed.get_or_create_owned(&labels),
+                in_a_row: 0,
+            };
+            let bounds = Bounds { data: QUEUE, control: 1, drain: 1 };
+            let (worker, inbox) = Worker::spawn(crew, format!("backend-{name}"), bounds, |_| room)?;
+            workers.push(worker);
+            queues.push(Queue { inbox, dropped: dropped.get_or_create_owned(&labels) });
+        }
+        Ok((Backends { workers }, Fan { queues: queues.into() }))
+    }
+}
+
+struct BackendRoom {
+    name: &'static str,
+    backend: Box<dyn Backend>,
+    written: Counter,
+    failed: Counter,
+    in_a_row: u64,
+}
+
+impl BackendRoom {
+    fn write(&mut self, rows: &[Row]) {
+        // A backend is somebody else's code; its panic is its failure and not the engine's.
+        let written = catch_unwind(AssertUnwindSafe(|| self.backend.write(rows)))
+            .unwrap_or_else(|_| Err(Error::new(Code::Internal, "it panicked")));
+        match written {
+            Ok(()) => {
+                self.written.inc_by(rows.len() as u64);
+                self.in_a_row = 0;
+            }
+            Err(error) => {
+                self.failed.inc();
+                self.in_a_row += 1;
+                // The first of a row of failures says it all; the counter has the rest.
+                if self.in_a_row == 1 {
+                    log::warn!("backend {} did not take {} connection rows: {error}", self.name, rows.len());
+                }
+            }
+        }
+    }
+}
+
+impl Room for BackendRoom {
+    type Message = Arc<[Row]>;
+
+    fn wake(&mut self, _: Moment, inbox: &mut Vec<Arc<[Row]>>) {
+        for rows in inbox.drain(..) {
+            self.write(&rows);
+        }
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        None
+    }
+
+    fn end(&mut self, now: Moment, inbox: &mut Vec<Arc<[Row]>>) {
+        self.wake(now, inbox);
+        let closed = catch_unwind(AssertUnwindSafe(|| self.backend.close()))
+            .unwrap_or_else(|_| Err(Error::new(Code::Internal, "it panicked")));
+        if let Err(error) = closed {
+            log::warn!("backend {} did not close: {error}", self.name);
+        }
+    }
+}
+
+/// Writes a line to the program's log for each row.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogBackend;
+
+impl Backend for LogBackend {
+    fn name(&self) -> &'static str {
+        "log"
+    }
+
+    fn write(&mut self, rows: &[Row]) -> Result<()> {
+        for row in rows {
+            log::info!(target: "towpath::connections", "{}", json_line(row).trim_end());
+        }
+        Ok(())
+    }
+}
+
+/// A file of JSON lines. When it has grown to `max_bytes` it becomes `<file>.1`, what was `.1` becomes
+/// `.2`, and so on; `keep` of them stay.
+#[derive(Debug)]
+pub struct LinesBackend {
+    path: PathBuf,
+    max_bytes: u64,
+    keep: u32,
+    file: Option<BufWriter<File>>,
+    bytes: u64,
+}
+
+impl LinesBackend {
+    /// Lines appended to the file at `path`, which is made when it is not there.
+    pub fn new(path: impl Into<PathBuf>, max_bytes: u64, keep: u32) -> LinesBackend {
+        LinesBackend { path: path.into(), max_bytes: max_bytes.max(1), keep, file: None, bytes: 0 }
+    }
+
+    fn file(&mut self) -> Result<&mut BufWriter<File>> {
+        if self.file.is_none() {
+            use std::os::unix::fs::OpenOptionsExt;
+            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path);
+            let file = file.map_err(|error| self.failed("opening", &error))?;
+            self.bytes = file.metadata().map_err(|error| self.failed("opening", &error))?.len();
+            self.file = Some(BufWriter::new(file));
+        }
+        Ok(self.file.as_mut().expect("it was put there two lines up"))
+    }
+
+    fn rotate(&mut self) -> Result<()> {
+        self.flush()?;
+        self.file = None;
+        let numbered = |n: u32| -> PathBuf {
+            let mut name = self.path.as_os_str().to_owned();
+            if n > 0 {
+                name.push(format!(".{n}"));
+            }
+            name.into()
+        };
+        for n in (0..self.keep).rev() {
+            rename_if_there(&numbered(n), &numbered(n + 1))
+                .map_err(|error| self.failed("rotating", &error))?;
+        }
+        if self.keep == 0 {
+            std::fs::remove_file(&self.path).map_err(|error| self.failed("rotating", &error))?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let flushed = self.file.as_mut().map_or(Ok(()), Write::flush);
+        flushed.map_err(|error| self.failed("writing", &error))
+    }
+
+    fn failed(&self, doing: &str, error: &std::io::Error) -> Error {
+        Error::new(Code::Io, format!("{doing} {}: {error}", self.path.display()))
+    }
+}
+
+fn rename_if_there(from: &Path, to: &Path) -> std::io::Result<()> {
+    match std::fs::rename(from, to) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        renamed => renamed,
+    }
+}
+
+impl Backend for LinesBackend {
+    fn name(&self) -> &'static str {
+        "lines"
+    }
+
+    fn write(&mut self, rows: &[Row]) -> Result<()> {
+        for row in rows {
+            let line = json_line(row);
+            self.file()?;
+            if self.bytes > 0 && self.bytes + line.len() as u64 > self.max_bytes {
+                self.rotate()?;
+            }
+            let written = self.file()?.write_all(line.as_bytes());
+            if let Err(error) = written {
+                // What is in the buffer may be half a line: begin with a new one.
+                self.file = None;
+                return Err(self.failed("writing", &error));
+            }
+            self.bytes += line.len() as u64;
+        }
+        self.flush()
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.flush()
+    }
+}
+
+/// Posts rows as NDJSON to a URL. Tried three times; anything but 2xx is a failure.
+#[derive(Debug)]
+pub struct WebhookBackend {
+    url: String,
+    agent: ureq::Agent,
+}
+
+impl WebhookBackend {
+    /// Posts to `url`. `timeout` is for one try, the answer included.
+    pub fn new(url: impl Into<String>, timeout: Duration) -> WebhookBackend {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ureq::tls::TlsConfig::builder().unversioned_rustls_crypto_provider(provider).build();
+        let config = ureq::Agent::config_builder().timeout_global(Some(timeout)).tls_config(tls).build();
+        WebhookBackend { url: url.into(), agent: config.into() }
+    }
+}
+
+impl Backend for WebhookBackend {
+    fn name(&self) -> &'static str {
+        "webhook"
+    }
+
+    fn write(&mut self, rows: &[Row]) -> Result<()> {
+        const TRIES: u32 = 3;
+        let body: String = rows.iter().map(json_line).collect();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let sent = self.agent.post(&self.url).header("content-type", "application/x-ndjson").send(&body);
+            match sent {
+                Ok(_) => return Ok(()),
+                Err(error) if tries == TRIES => {
+                    return Err(Error::new(Code::Io, format!("posting to {}: {error}", self.url)));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
