@@ -6,6 +6,7 @@
 
 mod condition;
 mod directory;
+mod figures;
 mod limits;
 mod logger;
 mod notify;
@@ -17,10 +18,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::config::{Config, ListenAt};
+use crate::config::{Config, ListenAt, OrOff};
 use crate::engine::worker::Crew;
-use crate::front::Router;
-use crate::metrics::Metrics;
+use crate::front::{Credentials, Gate, Router, Tokens, add_dashboard};
+use crate::metrics::{Described, Metrics};
 use crate::rt::{Moment, Receiver, RecvTimeoutError, Rt, Thread};
 use crate::wire::{Bound, IoThreads, Limits, Listener, Running};
 use crate::{Code, Error, Result};
@@ -83,7 +84,7 @@ pub fn serve(mut config: Config, callbacks: Callbacks<'_>) -> Result<Ended> {
             Ok(Asked::Stop) | Err(RecvTimeoutError::Disconnected) => break Ended::Clean,
             Ok(Asked::Reload) => {
                 manager.reloading(rt.now().0 / 1_000);
-                reload(&mut config, callbacks.reload);
+                reload(&daemon.gate, &mut config, callbacks.reload);
                 manager.ready("serving");
             }
             Ok(Asked::Dump) => log::info!(target: "towpath/dump", "{}", daemon.dump(&config)),
@@ -100,14 +101,16 @@ pub fn serve(mut config: Config, callbacks: Callbacks<'_>) -> Result<Ended> {
 }
 
 /// All or nothing: an error keeps what holds.
-fn reload(config: &mut Config, read: &mut dyn FnMut() -> Result<Config, String>) {
-    let new = match read() {
-        Ok(new) => new,
+fn reload(gate: &Gate, config: &mut Config, read: &mut dyn FnMut() -> Result<Config, String>) {
+    let read = read().and_then(|new| Ok((tokens(&new).map_err(|error| error.to_string())?, new)));
+    let (tokens, new) = match read {
+        Ok(read) => read,
         Err(error) => {
             log::error!(target: "towpath/reload_failed", "the configuration stays as it was: {error}");
             return;
         }
     };
+    gate.set_tokens(tokens);
     let later = config.needs_restart(&new);
     logger::set_level(new.log.level);
     config.log.level = new.log.level;
@@ -158,6 +161,8 @@ pub struct Daemon {
     rt: Rt,
     crew: Crew,
     condition: Arc<Condition>,
+    gate: Arc<Gate>,
+    figures: Vec<Described>,
     doors: Running,
     directory: Directory,
 }
@@ -175,20 +180,31 @@ impl Daemon {
         let threads = config.server.io_threads.unwrap_or_else(crate::rt::cores);
         let io = IoThreads::new(rt, usize::try_from(threads).unwrap_or(1), None)?;
         condition.check_with(vec![Box::new(directory.has_room())]);
-        let metrics = Metrics::new();
+        let mut metrics = Metrics::new();
+        figures::of_the_process(&mut metrics, rt);
+        figures::of_the_doors(&mut metrics, io.doors());
+        let gate = Arc::new(gate(rt, config)?);
         let mut router = Router::new();
+        router.guard(gate.clone());
+        add_dashboard(&mut router);
 
-        operations::add_routes(&mut router, &condition, metrics.into_exposition());
+        let figures = metrics.described();
+        operations::add_routes(&mut router, &condition, &gate, metrics.into_exposition());
         let listener = listen(&config.server.listen)?;
         let limits = Limits { links: usize::try_from(links).unwrap_or(usize::MAX), ..Limits::default() };
         let doors = io.start(limits, vec![listener], Arc::new(router))?;
         log::info!(target: "towpath/started", "holds up to {links} links on {threads} I/O threads");
-        Ok(Daemon { rt: rt.clone(), crew, condition, doors, directory })
+        Ok(Daemon { rt: rt.clone(), crew, condition, gate, figures, doors, directory })
     }
 
     /// Where it listens.
     pub fn addresses(&self) -> &[Bound] {
         self.doors.addresses()
+    }
+
+    /// Every figure that `/metrics` shows.
+    pub fn figures(&self) -> &[Described] {
+        &self.figures
     }
 
     /// What is going on, without secrets.
@@ -222,6 +238,29 @@ impl Daemon {
             self.rt.sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Who may come in.
+fn gate(rt: &Rt, config: &Config) -> Result<Gate> {
+    let credentials = match config.auth.token_file {
+        OrOff::On(_) => Credentials::Needed,
+        // A page of a stranger may know a name that leads to 127.0.0.1; it must not use us through it.
+        OrOff::Off => {
+            Credentials::Off { loopback_hosts: config.server.listen.is_local() && !config.server.insecure }
+        }
+    };
+    let gate = Gate::new(rt, credentials, config.server.allow_origins.clone());
+    gate.set_tokens(tokens(config)?);
+    Ok(gate)
+}
+
+/// The token file's tokens; none if there is no file.
+fn tokens(config: &Config) -> Result<Tokens> {
+    let Some(path) = config.auth.token_file.on() else { return Ok(Tokens::default()) };
+    let bad =
+        |text: String| Error::new(Code::BadConfig, format!("auth.token_file: {}{text}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| bad(format!(": {error}")))?;
+    Tokens::parse(&text).map_err(|(line, error)| bad(format!(":{line}: {error}")))
 }
 
 fn listen(at: &ListenAt) -> Result<Listener> {

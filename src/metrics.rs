@@ -187,6 +187,18 @@ impl Metrics {
     }
 }
 
+/// `docs/metrics.md`.
+pub fn manual(described: &[Described]) -> String {
+    let mut text = String::from(
+        "# Metrics\n\n`/metrics` answers OpenMetrics text. A test holds this page to the code.\n\n\
+         | figure | kind | what it says |\n|---|---|---|\n",
+    );
+    for figure in described {
+        text += &format!("| `{}` | {} | {} |\n", figure.full_name(), figure.kind, figure.help);
+    }
+    text
+}
+
 /// What `/metrics` answers, now. Cloning it is cheap.
 #[derive(Clone, Debug)]
 pub struct Exposition {

@@ -6,12 +6,21 @@
 
 mod completions;
 mod config;
+mod connections;
+mod demo;
+mod doctor;
 mod failure;
+mod follow;
 mod health;
 mod man;
+mod metadata;
 mod print;
+mod publish;
 mod remote;
+mod replicas;
 mod serve;
+mod stream;
+mod token;
 mod version;
 
 use std::ffi::OsString;
@@ -34,8 +43,9 @@ pub use remote::Remote;
                   connection log, from one daemon without other services.",
     after_long_help = "Examples:\n  \
         towpath serve                                  serve on 127.0.0.1:7700, keep data in ./towpath-data\n  \
-        towpath config init > towpath.toml             a file with every setting, explained\n  \
-        towpath health                                 is the daemon well?\n\n\
+        towpath demo                                   the same with something going on in it\n  \
+        towpath follow chat/1                          print a stream as it happens\n  \
+        towpath config init > towpath.toml             a file with every setting, explained\n\n\
         Exit codes: 0 done, 1 failed, 2 usage, 3 drain timed out, 69 store unavailable,\n\
         73 cannot create, 78 configuration.",
     propagate_version = true,
@@ -52,9 +62,18 @@ struct Cli {
 enum Command {
     Completions(completions::Completions),
     Config(config::Config),
+    Connections(connections::Connections),
+    Demo(demo::Demo),
+    Doctor(doctor::Doctor),
+    Follow(follow::Follow),
     Health(health::Health),
     Man(man::Man),
+    Metadata(metadata::Metadata),
+    Publish(publish::Publish),
+    Replicas(replicas::Replicas),
     Serve(serve::Serve),
+    Stream(stream::Stream),
+    Token(token::Token),
     Version(version::Version),
 }
 
@@ -63,9 +82,18 @@ impl Command {
         match self {
             Command::Completions(command) => command.run(),
             Command::Config(command) => command.run(),
+            Command::Connections(command) => command.run(),
+            Command::Demo(command) => command.run(),
+            Command::Doctor(command) => command.run(),
+            Command::Follow(command) => command.run(),
             Command::Health(command) => command.run(),
             Command::Man(command) => command.run(),
+            Command::Metadata(command) => command.run(),
+            Command::Publish(command) => command.run(),
+            Command::Replicas(command) => command.run(),
             Command::Serve(command) => command.run(),
+            Command::Stream(command) => command.run(),
+            Command::Token(command) => command.run(),
             Command::Version(command) => command.run(),
         }
     }

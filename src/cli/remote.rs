@@ -1,8 +1,43 @@
 //! Which daemon a command talks to, and how it says who it is.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{Api, Exit, Failure};
+use crate::client::http::ApiError;
+use crate::rt::Rt;
+use crate::state::backoff::{Backoff, Budget, Next, Policy};
+
+/// How a command that lasts comes back after a lost connection: soon, and then every few seconds.
+pub(super) const COME_BACK: Policy = Policy {
+    first: Duration::from_millis(250),
+    cap: Duration::from_secs(5),
+    at_once: true,
+    reset_after: Duration::from_secs(10),
+    budget: Budget::Forever,
+};
+
+/// How a single request is tried again: a script would rather fail after a minute than hang.
+const TRY_AGAIN: Policy = Policy { budget: Budget::For(Duration::from_secs(60)), ..COME_BACK };
+
+/// Asks until the daemon answers; what it refuses is not asked again. Only for requests that may be
+/// made twice.
+pub(super) fn retried<T>(rt: &Rt, mut ask: impl FnMut() -> Result<T, ApiError>) -> Result<T, ApiError> {
+    let mut wait = Backoff::new(TRY_AGAIN);
+    let mut rand = rt.rand("retried");
+    loop {
+        let error = match ask() {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let again =
+            matches!(error, ApiError::Unreachable { .. } | ApiError::Problem { status: 429 | 503, .. });
+        match wait.failed(rt.now(), rand.next_u64()) {
+            Next::TryAt(moment) if again => rt.sleep_until(moment),
+            _ => return Err(error),
+        }
+    }
+}
 
 /// Flags of every command that talks to a daemon: flatten it into the command's arguments.
 #[derive(Clone, Debug, clap::Args)]

@@ -47,50 +47,59 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let config = self.load()?;
-        let ended = daemon::serve(
-            config,
-            Callbacks {
-                // Whoever started us may have closed its end by now; the daemon goes on.
-                ready: &mut |addresses| {
-                    for address in addresses {
-                        let _ = say(format!("listening on http://{address}"));
-                    }
-                },
-                reload: &mut || self.load().map_err(|failure| failure.to_string()),
-                give_up: || std::process::exit(i32::from(Exit::DrainTimedOut as u8)),
-            },
-        );
-        match ended {
-            Ok(Ended::Clean) => Ok(()),
-            Ok(Ended::Panicked(cause)) => Err(Failure::new(Exit::Failed, "internal", cause)
-                .advice("this is a bug in towpath; what was held is in the store or in the spool")),
-            Err(error) => {
-                let exit = match error.code() {
-                    Code::BadConfig => Exit::Configuration,
-                    Code::StoreUnavailable => Exit::Unavailable,
-                    Code::Io | Code::NotFound => Exit::CannotCreate,
-                    _ => Exit::Failed,
-                };
-                Err(Failure::new(exit, error.code().as_str(), error.to_string()))
-            }
-        }
-    }
-
-    fn load(&self) -> Result<Config, Failure> {
         let insecure = self.insecure.then(|| "true".to_owned());
         let flags = [
-            ("--listen", "server.listen", &self.listen),
-            ("--data", "store.data", &self.data),
-            ("--store", "store.url", &self.store),
-            ("--token-file", "auth.token_file", &self.token_file),
-            ("--insecure", "server.insecure", &insecure),
-            ("--log", "log.level", &self.log),
+            ("--listen", "server.listen", self.listen),
+            ("--data", "store.data", self.data),
+            ("--store", "store.url", self.store),
+            ("--token-file", "auth.token_file", self.token_file),
+            ("--insecure", "server.insecure", insecure),
+            ("--log", "log.level", self.log),
         ];
-        let given = flags.into_iter().filter_map(|(flag, name, value)| {
-            value.as_ref().map(|value| Flag { flag, name, value: value.clone() })
-        });
-        let sources = super::config::sources(self.config.clone(), given.collect())?;
+        let given: Vec<(&'static str, &'static str, String)> =
+            flags.into_iter().filter_map(|(flag, name, value)| Some((flag, name, value?))).collect();
+        serve_with(self.config, &given, &mut |_| {})
+    }
+}
+
+/// Serves with these settings until told to stop; `ready` hears the address.
+pub(super) fn serve_with(
+    file: Option<PathBuf>,
+    flags: &[(&'static str, &'static str, String)],
+    ready: &mut dyn FnMut(&str),
+) -> Result<(), Failure> {
+    let load = || -> Result<Config, Failure> {
+        let flags = flags.iter().map(|(flag, name, value)| Flag { flag, name, value: value.clone() });
+        let sources = super::config::sources(file.clone(), flags.collect())?;
         Ok(Config::load(&sources)?)
+    };
+    let ended = daemon::serve(
+        load()?,
+        Callbacks {
+            ready: &mut |addresses| {
+                for address in addresses {
+                    let url = format!("http://{address}");
+                    // Whoever started us may have closed its end by now; the daemon goes on.
+                    let _ = say(format!("listening on {url}"));
+                    ready(&url);
+                }
+            },
+            reload: &mut || load().map_err(|failure| failure.to_string()),
+            give_up: || std::process::exit(i32::from(Exit::DrainTimedOut as u8)),
+        },
+    );
+    match ended {
+        Ok(Ended::Clean) => Ok(()),
+        Ok(Ended::Panicked(cause)) => Err(Failure::new(Exit::Failed, "internal", cause)
+            .advice("this is a bug in towpath; what was held is in the store or in the spool")),
+        Err(error) => {
+            let exit = match error.code() {
+                Code::BadConfig => Exit::Configuration,
+                Code::StoreUnavailable => Exit::Unavailable,
+                Code::Io | Code::NotFound => Exit::CannotCreate,
+                _ => Exit::Failed,
+            };
+            Err(Failure::new(exit, error.code().as_str(), error.to_string()))
+        }
     }
 }

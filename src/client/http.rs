@@ -209,6 +209,21 @@ impl Api {
     }
 }
 
+/// A name as it stands in a path or a query: everything but letters, digits, `-._~` and slashes is
+/// percent-encoded.
+pub fn path_of(name: &str) -> String {
+    let mut path = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                path.push(byte.into())
+            }
+            _ => path.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    path
+}
+
 /// Reads `application/problem+json`; anything else is told by its status.
 fn problem(status: u16, text: &str) -> ApiError {
     let document: Value = serde_json::from_str(text).unwrap_or(Value::Null);
@@ -249,6 +264,12 @@ mod tests {
         assert!(matches!(&error, ApiError::Problem { status: 409, code, .. } if code == "turn_running"));
         assert_eq!(error.to_string(), "a turn runs on b");
         assert_eq!(problem(502, "<html>").to_string(), "http_502 (502)");
+    }
+
+    #[test]
+    fn names_keep_their_slashes_and_nothing_that_means_something() {
+        assert_eq!(path_of("chat/7 a?b#c%"), "chat/7%20a%3Fb%23c%25");
+        assert_eq!(path_of("é"), "%C3%A9");
     }
 
     #[test]

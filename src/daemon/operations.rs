@@ -1,15 +1,21 @@
-//! The routes for whoever operates the daemon: `/healthz`, `/readyz`, `/metrics`, `/openapi.json`.
+//! The routes for whoever operates the daemon: `/healthz`, `/readyz`, `/metrics`, `/openapi.json`, and
+//! tickets.
 
 use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
 
 use super::condition::Condition;
-use crate::front::{Response, Route, Router};
+use crate::front::{Gate, Response, Route, Router, TICKET_LIFE};
 use crate::metrics::{self, Exposition};
 
 /// Adds the routes. Called after all others, so that `/openapi.json` knows them.
-pub(super) fn add_routes(router: &mut Router, condition: &Arc<Condition>, exposition: Exposition) {
+pub(super) fn add_routes(
+    router: &mut Router,
+    condition: &Arc<Condition>,
+    gate: &Arc<Gate>,
+    exposition: Exposition,
+) {
     let well = condition.clone();
     router.add(Route::get("/healthz").about("Whether the daemon lives").open().answers(&[200, 503]).to(
         move |_, reply| {
@@ -33,6 +39,17 @@ pub(super) fn add_routes(router: &mut Router, condition: &Arc<Condition>, exposi
     );
     router.add(Route::get("/metrics").about("Figures as OpenMetrics text").to(move |_, reply| {
         reply.send(Response::bytes(200, metrics::CONTENT_TYPE, exposition.text().into_bytes()));
+    }));
+    let issuer = gate.clone();
+    let about = "A ticket for one request, for callers that can set no header (EventSource)";
+    router.add(Route::post("/v1/ticket").about(about).answers(&[201]).to(move |request, reply| {
+        match issuer.issue_ticket(request.who()) {
+            Ok(ticket) => {
+                let told = json!({ "ticket": ticket.reveal(), "expires_in_s": TICKET_LIFE.as_secs() });
+                reply.send(Response::json(201, &told).header("cache-control", "no-store"));
+            }
+            Err(response) => reply.send(response),
+        }
     }));
     let document = Arc::new(OnceLock::<String>::new());
     let told = document.clone();

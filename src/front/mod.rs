@@ -62,6 +62,7 @@
 //! ```
 
 mod auth;
+mod dashboard;
 mod gate;
 #[cfg(feature = "jwt")]
 mod jwt;
@@ -74,6 +75,7 @@ mod secret;
 mod token;
 
 pub use auth::{Guard, Op, OpenDoor, Principal, Role, Scope};
+pub use dashboard::add_dashboard;
 pub use gate::{Credentials, Gate, TICKET_LIFE, Verifier};
 #[cfg(feature = "jwt")]
 pub use jwt::Jwt;

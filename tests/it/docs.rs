@@ -27,3 +27,13 @@ fn the_configuration_page_is_what_the_code_says() {
 fn the_deployed_sample_has_every_setting() {
     check("examples/deploy/towpath.toml", &towpath::config::sample());
 }
+
+#[test]
+fn the_metrics_page_lists_every_figure() {
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let mut config = towpath::config::Config::default();
+    config.store.data = data.path().to_owned();
+    config.server.listen = towpath::config::ListenAt::Tcp(([127, 0, 0, 1], 0).into());
+    let daemon = towpath::daemon::Daemon::start(&towpath::rt::Rt::real(), &config).expect("it starts");
+    check("docs/metrics.md", &towpath::metrics::manual(daemon.figures()));
+}

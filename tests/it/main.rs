@@ -4,6 +4,7 @@ mod cli_config;
 mod cli_help;
 mod cli_serve;
 mod batching;
+mod cli_token;
 mod demo;
 mod docs;
 mod doors;

@@ -1,0 +1,179 @@
+//! `towpath doctor URL`
+
+use std::io::Read;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Api, Exit, Failure, Remote, say};
+use crate::client::http::ApiError;
+use crate::rt::Rt;
+
+/// Look at a daemon and at what lies between: reach, readiness, round trip, credentials, live reads
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "Examples:\n  towpath doctor https://edge.example.com\n  towpath doctor --json\n\n\
+    Each line says what was looked at, what was found, and what to do about it. Exit 1 if anything\n\
+    is wrong."
+)]
+pub(super) struct Doctor {
+    /// The daemon's address (the same as --url)
+    address: Option<String>,
+    #[command(flatten)]
+    remote: Remote,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found about one thing.
+struct Finding {
+    what: &'static str,
+    well: bool,
+    found: String,
+    advice: Option<&'static str>,
+}
+
+impl Finding {
+    fn good(what: &'static str, found: impl Into<String>) -> Finding {
+        Finding { what, well: true, found: found.into(), advice: None }
+    }
+
+    fn bad(what: &'static str, found: impl Into<String>, advice: &'static str) -> Finding {
+        Finding { what, well: false, found: found.into(), advice: Some(advice) }
+    }
+}
+
+/// Round trips that are measured.
+const TRIPS: usize = 10;
+/// How long the first bytes of a live read may take before something on the way holds them back.
+const FIRST_BYTES_WAIT: Duration = Duration::from_secs(5);
+
+impl Doctor {
+    pub(super) fn run(mut self) -> Result<(), Failure> {
+        if let Some(address) = self.address.take() {
+            self.remote.url = address;
+        }
+        let api = self.remote.api()?;
+        let rt = Rt::real();
+        let mut findings = vec![reach(&api)];
+        if findings[0].well {
+            findings.extend([readiness(&api), round_trip(&rt, &api), credentials(&api), live(&rt, &api)]);
+        }
+        let ill = findings.iter().filter(|finding| !finding.well).count();
+        if self.json {
+            let told: Vec<Value> = findings
+                .iter()
+                .map(|f| json!({ "what": f.what, "well": f.well, "found": f.found, "advice": f.advice }))
+                .collect();
+            say(Value::from(told).to_string())?;
+        } else {
+            for finding in &findings {
+                let mark = if finding.well { "ok  " } else { "BAD " };
+                say(format!("{mark} {:<12} {}", finding.what, finding.found))?;
+                if let Some(advice) = finding.advice {
+                    say(format!("     {:<12} {advice}", ""))?;
+                }
+            }
+        }
+        match ill {
+            0 => Ok(()),
+            _ => Err(Failure::new(
+                Exit::Failed,
+                "not_well",
+                format!("{ill} of {} things are wrong", findings.len()),
+            )),
+        }
+    }
+}
+
+fn reach(api: &Api) -> Finding {
+    match api.get("/healthz") {
+        Ok(answer) if answer["healthy"] == true => Finding::good("reach", format!("{} answers", api.base())),
+        Ok(answer) => Finding::bad(
+            "reach",
+            format!("it is not well: {}", answer["reasons"]),
+            "restart it; its log says why",
+        ),
+        Err(error @ ApiError::Unreachable { .. }) => Finding::bad(
+            "reach",
+            error.to_string(),
+            "is the daemon running, is the address right, does a firewall lie between?",
+        ),
+        Err(error) => {
+            Finding::bad("reach", error.to_string(), "does another program answer at this address?")
+        }
+    }
+}
+
+fn readiness(api: &Api) -> Finding {
+    match api.get("/readyz") {
+        Ok(_) => Finding::good("readiness", "takes work"),
+        Err(error) => Finding::bad("readiness", error.to_string(), "`curl …/readyz` lists the reasons"),
+    }
+}
+
+fn round_trip(rt: &Rt, api: &Api) -> Finding {
+    let mut trips = Vec::with_capacity(TRIPS);
+    for _ in 0..TRIPS {
+        let began = rt.now();
+        if let Err(error) = api.get("/healthz") {
+            return Finding::bad("round trip", error.to_string(), "the connection does not stay up");
+        }
+        trips.push(rt.now().since(began));
+    }
+    trips.sort_unstable();
+    let millis = |trip: Duration| format!("{:.2} ms", trip.as_secs_f64() * 1e3);
+    Finding::good(
+        "round trip",
+        format!("median {}, worst {}", millis(trips[TRIPS / 2]), millis(trips[TRIPS - 1])),
+    )
+}
+
+fn credentials(api: &Api) -> Finding {
+    match api.get("/v1/streams?limit=1") {
+        Ok(_) => Finding::good("credentials", "may list streams"),
+        Err(ApiError::Problem { status: 401, .. }) => {
+            Finding::bad("credentials", "they are needed", "give a token: --token-file FILE or TOWPATH_TOKEN")
+        }
+        Err(ApiError::Problem { status: 403, .. }) => {
+            Finding::good("credentials", "known, may not list streams")
+        }
+        Err(error) => Finding::bad("credentials", error.to_string(), "the token may be for another daemon"),
+    }
+}
+
+/// Follows a stream that need not exist: what is looked at is whether bytes come through at once.
+fn live(rt: &Rt, api: &Api) -> Finding {
+    let began = rt.now();
+    let mut answer = match api.send(
+        "GET",
+        "/v1/streams/towpath-doctor/events",
+        &[("accept", "text/event-stream")],
+        None,
+    ) {
+        Ok(answer) => answer.into_reader(),
+        Err(ApiError::Problem { status: 401 | 403 | 404, .. }) => {
+            return Finding::good(
+                "live reads",
+                "not tried: there is no stream to follow with these credentials",
+            );
+        }
+        Err(error) => {
+            return Finding::bad("live reads", error.to_string(), "follows need HTTP/1.1 all the way");
+        }
+    };
+    let read = answer.read(&mut [0; 256]);
+    let took = rt.now().since(began);
+    match read {
+        Ok(n) if n > 0 && took < FIRST_BYTES_WAIT => {
+            Finding::good("live reads", format!("first bytes after {:.1} ms", took.as_secs_f64() * 1e3))
+        }
+        _ => Finding::bad(
+            "live reads",
+            format!("no bytes for {:.1} s", took.as_secs_f64()),
+            "a proxy holds answers back: turn buffering off (examples/deploy)",
+        ),
+    }
+}
