@@ -37,3 +37,21 @@ fn the_metrics_page_lists_every_figure() {
     let daemon = towpath::daemon::Daemon::start(&towpath::rt::Rt::real(), &config).expect("it starts");
     check("docs/metrics.md", &towpath::metrics::manual(daemon.figures()));
 }
+
+#[test]
+fn the_board_shows_figures_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| fs::read_to_string(root.join(file)).expect("a file");
+    let page = read("docs/metrics.md");
+    let board = read("examples/deploy/grafana.json");
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let names: Vec<&str> = board
+        .match_indices("towpath_")
+        .map(|(at, _)| &board[at..at + board[at..].find(|c| !is_name(c)).unwrap_or(0)])
+        .collect();
+    assert!(names.len() > 5, "the board has panels");
+    for name in names {
+        let name = name.trim_end_matches("_bucket").trim_end_matches("_count").trim_end_matches("_sum");
+        assert!(page.contains(&format!("`{name}`")), "docs/metrics.md has no {name}");
+    }
+}

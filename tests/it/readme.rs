@@ -1,0 +1,113 @@
+//! The command blocks of README.md and docs/ that are marked as runnable do what they promise.
+//!
+//! A block after a line `<!-- run -->` is run by bash against a fresh daemon, with `towpath` in its path and
+//! `$TOWPATH_URL` set. If the next block is a `text` one, what was printed must match it line by line; `…`
+//! stands for any characters, and a line that is only `…` for any lines.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::process::{Daemon, program};
+
+/// A block to run, and what it should print.
+#[derive(Debug, PartialEq)]
+struct Block {
+    line: usize,
+    script: String,
+    printed: Option<String>,
+}
+
+fn blocks(text: &str) -> Vec<Block> {
+    let mut found: Vec<Block> = Vec::new();
+    let mut lines = text.lines().enumerate().peekable();
+    let mut armed = false;
+    let mut expects = false;
+    while let Some((at, line)) = lines.next() {
+        if line.trim() == "<!-- run -->" {
+            armed = true;
+        } else if let Some(kind) = line.trim().strip_prefix("```") {
+            let body: Vec<&str> =
+                lines.by_ref().map(|(_, line)| line).take_while(|line| line.trim() != "```").collect();
+            if armed && kind == "sh" {
+                found.push(Block { line: at + 1, script: body.join("\n"), printed: None });
+                (armed, expects) = (false, true);
+                continue;
+            }
+            if expects && kind == "text" {
+                found.last_mut().expect("a block came before").printed = Some(body.join("\n"));
+            }
+            expects = false;
+        } else if !line.trim().is_empty() {
+            expects = expects && line.ends_with(':');
+        }
+    }
+    found
+}
+
+/// Whether `found` is what `promised` says, `…` standing for anything.
+fn matches(promised: &str, found: &str) -> bool {
+    fn fits(promised: &str, found: &str) -> bool {
+        match promised.split_once('…') {
+            None => promised == found,
+            Some((before, after)) => found.strip_prefix(before).is_some_and(|rest| {
+                rest.char_indices().map(|(at, _)| at).chain([rest.len()]).any(|at| fits(after, &rest[at..]))
+            }),
+        }
+    }
+    fits(promised.trim(), found.trim())
+}
+
+#[test]
+fn marked_blocks_do_what_they_promise() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::os::unix::fs::symlink(program(), folder.path().join("towpath")).expect("linked");
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap_or_default());
+    let mut pages = vec![root.join("README.md")];
+    pages.extend(std::fs::read_dir(root.join("docs")).expect("docs/").flatten().map(|entry| entry.path()));
+    let mut ran = 0;
+    for page in pages.iter().filter(|page| page.extension().is_some_and(|ext| ext == "md")) {
+        let text = std::fs::read_to_string(page).expect("a page");
+        let blocks = blocks(&text);
+        if blocks.is_empty() {
+            continue;
+        }
+        // One daemon a page: later blocks build on earlier ones, as for a reader.
+        let daemon = Daemon::start(&[]);
+        for block in blocks {
+            let output = Command::new("bash")
+                .args(["-euo", "pipefail", "-c", &block.script])
+                .env("PATH", &path)
+                .env("TOWPATH_URL", &daemon.url)
+                .current_dir(folder.path())
+                .output()
+                .expect("bash runs");
+            let place = format!("{}:{}", page.display(), block.line);
+            let printed = String::from_utf8_lossy(&output.stdout);
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{place}: {}\n{printed}{errors}", output.status);
+            if let Some(promised) = &block.printed {
+                assert!(
+                    matches(promised, &printed),
+                    "{place} promised\n{promised}\nand printed\n{printed}{errors}"
+                );
+            }
+            ran += 1;
+        }
+    }
+    assert!(ran > 0, "no page has a block marked `<!-- run -->`");
+}
+
+#[test]
+fn blocks_are_found_with_what_they_promise() {
+    let text = "<!-- run -->\n```sh\necho a\n```\nprints:\n```text\na\n```\n```sh\nrm -rf /\n```\n<!-- run -->\n```sh\necho b\n```\nAnd then:\nmore\n```text\nnot b\n```\n";
+    assert_eq!(
+        blocks(text),
+        [
+            Block { line: 2, script: "echo a".into(), printed: Some("a".into()) },
+            Block { line: 13, script: "echo b".into(), printed: None },
+        ]
+    );
+    assert!(matches("a…c\n…\nz", "abc\nx\ny\nz\n"));
+    assert!(!matches("a…c", "abcd"));
+}
