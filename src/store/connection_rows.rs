@@ -96,14 +96,14 @@ macro_rules! filtered {
     ($head:literal, $tail:literal) => {
         concat!(
             $head,
-            " FROM connections WHERE (?1 IS NULL OR organization_id = ?1) \
-              AND (?2 IS NULL OR workspace_owner_id = ?2) AND (?3 IS NULL OR workspace_id = ?3) \
-              AND (?4 IS NULL OR agent_name = ?4) AND (?5 IS NULL OR user_id = ?5) \
-              AND (?6 IS NULL OR connection_id = ?6) \
-              AND (?7 IS NULL OR connect_time >= ?7) AND (?8 IS NULL OR connect_time <= ?8) \
-              AND (?9 IS NULL OR (disconnect_time IS NULL AND type NOT IN \
-                ('workspace_app', 'port_forwarding', 'tunnel', 'file_transfer')) = ?9) \
-              AND (?10 IS NULL OR type IN (?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)) \
+            " FROM connections WHERE (organization_id = ?1 OR ?1 IS NULL) \
+              AND (workspace_owner_id = ?2 OR ?2 IS NULL) AND (workspace_id = ?3 OR ?3 IS NULL) \
+              AND (agent_name = ?4 OR ?4 IS NULL) AND (user_id = ?5 OR ?5 IS NULL) \
+              AND (connection_id = ?6 OR ?6 IS NULL) \
+              AND (connect_time >= ?7 OR ?7 IS NULL) AND (connect_time <= ?8 OR ?8 IS NULL) \
+              AND ((disconnect_time IS NULL AND type NOT IN \
+                ('workspace_app', 'port_forwarding', 'tunnel', 'file_transfer')) = ?9 OR ?9 IS NULL) \
+              AND (type IN (?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20) OR ?10 IS NULL) \
               AND towpath_has(labels, ?21) ",
             $tail
         )
@@ -114,7 +114,7 @@ const COLUMNS_IN_ORDER: &str = filtered!(
     "SELECT id, connect_time, type, organization_id, workspace_owner_id, workspace_id, workspace_name, \
      agent_name, ip, user_agent, user_id, slug_or_port, connection_id, disconnect_time, disconnect_reason, \
      code, first_time, ended_by, labels",
-    "AND (?22 IS NULL OR (connect_time, id) < (?22, ?23)) \
+    "AND ((connect_time, id) < (?22, ?23) OR ?22 IS NULL) \
      ORDER BY connect_time DESC, id DESC LIMIT ?24 OFFSET ?25"
 );
 

@@ -5,6 +5,8 @@ mod cli_config;
 mod cli_help;
 mod cli_serve;
 mod cli_token;
+#[cfg(feature = "postgres")]
+mod cluster;
 mod demo;
 mod docs;
 mod doors;
@@ -13,4 +15,6 @@ mod readme;
 mod sim_demo;
 mod sim_harness;
 mod sim_net;
+mod store_conformance;
+mod store_sqlite;
 mod tidy;

@@ -15,10 +15,10 @@ use crate::state::time::Wall;
 /// Rows come sorted by key and are locked in that order, so two replicas that write the same keys
 /// wait for each other in turn, never in a circle.
 const REGISTER: &str = "\
-    WITH clock AS MATERIALIZED (SELECT greatest(clock_timestamp(), ?6::timestamptz) AS now), \
+    WITH clock AS MATERIALIZED (SELECT greatest(towpath_now(), ?6::timestamptz) AS now), \
     given AS MATERIALIZED (SELECT * FROM unnest(?1::uuid[], ?2::text[], ?3::text[], ?4::text[], ?5::bigint[]) \
         AS row (agent_id, key, value, error, age)), \
-    made AS (INSERT INTO agents (id, name) SELECT DISTINCT agent_id, agent_id::text FROM given \
+    made AS (INSERT INTO agents (id, name) SELECT DISTINCT agent_id, agent_id::text AS name FROM given \
         ORDER BY agent_id ON CONFLICT (id) DO NOTHING), \
     written AS (INSERT INTO metadata (agent_id, key, value, error, collected_at) \
         SELECT agent_id, key, value, error, now - age * interval '1 microsecond' FROM given, clock \
@@ -32,7 +32,7 @@ const REGISTER: &str = "\
 
 /// An update takes its locks in whatever order it meets the rows, so they are locked in order first.
 const UPDATE_ONLY: &str = "\
-    WITH clock AS MATERIALIZED (SELECT greatest(clock_timestamp(), ?6::timestamptz) AS now), \
+    WITH clock AS MATERIALIZED (SELECT greatest(towpath_now(), ?6::timestamptz) AS now), \
     given AS MATERIALIZED (SELECT * FROM unnest(?1::uuid[], ?2::text[], ?3::text[], ?4::text[], ?5::bigint[]) \
         AS row (agent_id, key, value, error, age)), \
     there AS MATERIALIZED (SELECT m.agent_id, m.key FROM metadata m JOIN given USING (agent_id, key) \

@@ -4,7 +4,7 @@ CREATE FUNCTION towpath_now() RETURNS timestamptz LANGUAGE plpgsql STABLE AS
     'BEGIN RETURN clock_timestamp(); END';
 -- A number of microseconds from now.
 CREATE FUNCTION towpath_after(bigint) RETURNS timestamptz LANGUAGE plpgsql STABLE AS
-    'BEGIN RETURN clock_timestamp() + $1 * interval ''1 microsecond''; END';
+    'BEGIN RETURN towpath_now() + $1 * interval ''1 microsecond''; END';
 -- Whether labels contain all of others. Inlined, so that its index is used.
 CREATE FUNCTION towpath_has(jsonb, jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT $1 @> $2';
 

@@ -1,0 +1,158 @@
+//! A private PostgreSQL for the tests: made on first use, gone when this process is.
+//!
+//! A guardian holds the other end of a pipe. However this process ends, the pipe closes, and the
+//! guardian stops the server and removes its files.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A running server.
+pub struct Cluster {
+    bin: PathBuf,
+    base: PathBuf,
+    port: u16,
+    user: Option<(u32, u32)>,
+    /// Closed by the kernel when this process ends.
+    _alive: ChildStdin,
+}
+
+/// A database of its own for one test, or why there is none: then the test is skipped, loudly.
+pub fn database() -> Option<String> {
+    match cluster() {
+        Ok(cluster) => Some(cluster.database()),
+        Err(why) => {
+            eprintln!(
+                "\n*** SKIPPED, needs PostgreSQL: {why}\n*** `make setup` installs it, then run the test again\n"
+            );
+            None
+        }
+    }
+}
+
+/// The server that all tests share.
+pub fn cluster() -> Result<&'static Cluster, String> {
+    static CLUSTER: OnceLock<Result<Cluster, String>> = OnceLock::new();
+    CLUSTER.get_or_init(Cluster::start).as_ref().map_err(Clone::clone)
+}
+
+impl Cluster {
+    /// Another server, for a test that stops and starts it.
+    pub fn start() -> Result<Cluster, String> {
+        let bin = binaries().ok_or("no initdb in /usr/lib/postgresql/*/bin nor in PATH")?;
+        let user = unprivileged()?;
+        let base =
+            tempfile::Builder::new().prefix("towpath-pg-").tempdir().map_err(|e| e.to_string())?.keep();
+        if let Some((uid, gid)) = user {
+            chown(&base, Some(uid), Some(gid)).map_err(|e| e.to_string())?;
+        }
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .map_err(|e| e.to_string())?
+            .port();
+        let alive = guardian(&bin, &base, user)?;
+        let cluster = Cluster { bin, base, port, user, _alive: alive };
+        cluster.run("initdb", &["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "-D", "data"])?;
+        cluster.up()?;
+        Ok(cluster)
+    }
+
+    /// Starts the server and waits until it answers.
+    pub fn up(&self) -> Result<(), String> {
+        let options = format!(
+            "-p {} -k {} -c listen_addresses=127.0.0.1 -c max_connections=200 -c fsync=on \
+             -c shared_buffers=64MB -c log_min_messages=fatal",
+            self.port,
+            self.base.display()
+        );
+        self.run("pg_ctl", &["-D", "data", "-w", "-t", "60", "-l", "log", "-o", &options, "start"])
+    }
+
+    /// Stops the server: `fast`, or `immediate` as if the power went.
+    pub fn down(&self, mode: &str) -> Result<(), String> {
+        self.run("pg_ctl", &["-D", "data", "-w", "-t", "60", "-m", mode, "stop"])
+    }
+
+    /// The address of a database of this server.
+    pub fn url(&self, name: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{name}", self.port)
+    }
+
+    /// A new, empty database; its address.
+    pub fn database(&self) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut client = postgres::Client::connect(&self.url("postgres"), postgres::NoTls).expect("it runs");
+        client.batch_execute(&format!("CREATE DATABASE {name}")).expect("a database is made");
+        self.url(&name)
+    }
+
+    fn run(&self, program: &str, args: &[&str]) -> Result<(), String> {
+        let mut command = Command::new(self.bin.join(program));
+        command.args(args).current_dir(&self.base).stdin(Stdio::null()).stdout(Stdio::null());
+        if let Some((uid, gid)) = self.user {
+            command.uid(uid).gid(gid);
+        }
+        // Not a pipe: the server would inherit it and hold it open.
+        let errors = fs::File::create(self.base.join("errors")).map_err(|e| e.to_string())?;
+        let status = command.stderr(errors).status().map_err(|e| format!("{program}: {e}"))?;
+        match status.success() {
+            true => Ok(()),
+            false => {
+                let errors = fs::read_to_string(self.base.join("errors")).unwrap_or_default();
+                let log = fs::read_to_string(self.base.join("log")).unwrap_or_default();
+                Err(format!("{program} failed: {errors}{log}"))
+            }
+        }
+    }
+}
+
+fn guardian(bin: &Path, base: &Path, user: Option<(u32, u32)>) -> Result<ChildStdin, String> {
+    // `cat` ends when the pipe does. A process group of its own, so that Ctrl-C reaches only the tests.
+    let script =
+        "trap '' INT TERM HUP; cat >/dev/null; \"$1\"/pg_ctl -D \"$2\"/data -m immediate stop; rm -rf \"$2\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "towpath-pg-guardian"]).arg(bin).arg(base);
+    command.current_dir("/").process_group(0);
+    if let Some((uid, gid)) = user {
+        command.uid(uid).gid(gid);
+    }
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|e| format!("sh: {e}"))?;
+    child.stdin.take().ok_or_else(|| "the guardian has no pipe".into())
+}
+
+/// The newest installed PostgreSQL.
+fn binaries() -> Option<PathBuf> {
+    let mut found: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+        .collect();
+    found.sort();
+    found.extend(std::env::split_paths(&std::env::var_os("PATH")?).collect::<Vec<_>>().into_iter().rev());
+    found.into_iter().rev().find(|dir| dir.join("initdb").is_file() && dir.join("pg_ctl").is_file())
+}
+
+/// The server refuses to run as root: then it runs as `postgres` or as `nobody`.
+fn unprivileged() -> Result<Option<(u32, u32)>, String> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let passwd = fs::read_to_string("/etc/passwd").map_err(|e| e.to_string())?;
+    let find = |name: &str| {
+        let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
+        let mut fields = line.split(':').skip(2).map(|field| field.parse::<u32>().ok());
+        Some((fields.next()??, fields.next()??))
+    };
+    find("postgres").or_else(|| find("nobody")).map(Some).ok_or_else(|| "no user to run it as".into())
+}
