@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A running server.
-pub struct Cluster {
+pub(crate) struct Cluster {
     bin: PathBuf,
     base: PathBuf,
     port: u16,
@@ -23,7 +23,7 @@ pub struct Cluster {
 }
 
 /// A database of its own for one test, or why there is none: then the test is skipped, loudly.
-pub fn database() -> Option<String> {
+pub(crate) fn database() -> Option<String> {
     match cluster() {
         Ok(cluster) => Some(cluster.database()),
         Err(why) => {
@@ -36,14 +36,14 @@ pub fn database() -> Option<String> {
 }
 
 /// The server that all tests share.
-pub fn cluster() -> Result<&'static Cluster, String> {
+pub(crate) fn cluster() -> Result<&'static Cluster, String> {
     static CLUSTER: OnceLock<Result<Cluster, String>> = OnceLock::new();
     CLUSTER.get_or_init(Cluster::start).as_ref().map_err(Clone::clone)
 }
 
 impl Cluster {
     /// Another server, for a test that stops and starts it.
-    pub fn start() -> Result<Cluster, String> {
+    pub(crate) fn start() -> Result<Cluster, String> {
         let bin = binaries().ok_or("no initdb in /usr/lib/postgresql/*/bin nor in PATH")?;
         let user = unprivileged()?;
         let base =
@@ -63,7 +63,7 @@ impl Cluster {
     }
 
     /// Starts the server and waits until it answers.
-    pub fn up(&self) -> Result<(), String> {
+    pub(crate) fn up(&self) -> Result<(), String> {
         let options = format!(
             "-p {} -k {} -c listen_addresses=127.0.0.1 -c max_connections=200 -c fsync=on \
              -c shared_buffers=64MB -c log_min_messages=fatal",
@@ -74,17 +74,17 @@ impl Cluster {
     }
 
     /// Stops the server: `fast`, or `immediate` as if the power went.
-    pub fn down(&self, mode: &str) -> Result<(), String> {
+    pub(crate) fn down(&self, mode: &str) -> Result<(), String> {
         self.run("pg_ctl", &["-D", "data", "-w", "-t", "60", "-m", mode, "stop"])
     }
 
     /// The address of a database of this server.
-    pub fn url(&self, name: &str) -> String {
+    pub(crate) fn url(&self, name: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{name}", self.port)
     }
 
     /// A new, empty database; its address.
-    pub fn database(&self) -> String {
+    pub(crate) fn database(&self) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let mut client = postgres::Client::connect(&self.url("postgres"), postgres::NoTls).expect("it runs");

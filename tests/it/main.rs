@@ -16,5 +16,7 @@ mod sim_demo;
 mod sim_harness;
 mod sim_net;
 mod store_conformance;
+#[cfg(feature = "postgres")]
+mod store_postgres;
 mod store_sqlite;
 mod tidy;

@@ -18,8 +18,8 @@ use towpath::store::{Class, Identity, Labels, Stores};
 use uuid::Uuid;
 
 /// A store under test, and its time.
-pub struct Place {
-    pub stores: Box<dyn Stores>,
+struct Place {
+    stores: Box<dyn Stores>,
     time: Time,
     _directory: Option<tempfile::TempDir>,
 }
@@ -33,12 +33,12 @@ enum Time {
 }
 
 /// Who a new store is.
-pub fn fresh() -> Identity {
+pub(crate) fn fresh() -> Identity {
     Identity { store: Uuid::new_v4(), epoch: Uuid::new_v4() }
 }
 
 /// A clock that stands still until it is moved.
-pub fn clock_at(micros: &Arc<AtomicI64>) -> towpath::store::sqlite::Clock {
+pub(crate) fn clock_at(micros: &Arc<AtomicI64>) -> towpath::store::sqlite::Clock {
     let micros = micros.clone();
     Arc::new(move || Wall(micros.load(Ordering::Relaxed)))
 }
@@ -74,7 +74,7 @@ impl Place {
     }
 
     /// Lets time pass in the store.
-    pub fn advance(&self, duration: Duration) {
+    fn advance(&self, duration: Duration) {
         let micros = i64::try_from(duration.as_micros()).expect("short");
         match &self.time {
             Time::Set(time) => {
