@@ -288,7 +288,7 @@ fn a_row_that_cannot_be_written_asks_for_a_split_and_the_rest_goes_in() {
     let error = store.upsert(&[good.clone(), bad]).expect_err("PostgreSQL has no such character");
     assert_eq!((error.class, error.code), (Class::Split, "encoding"));
     // The same id under another key.
-    store.upsert(&[good.clone()]).expect("stored");
+    store.upsert(std::slice::from_ref(&good)).expect("stored");
     record = good.first.clone();
     record.connection_id = Some(Uuid::now_v7());
     let error = store.upsert(&[connection::Row::from(record)]).expect_err("the id is taken");
