@@ -95,6 +95,7 @@ pub(crate) use args;
 
 /// What a column holds. SQLite has no ids and no times: there they are bytes and integers.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "SQLite has no ids and no times"))]
 pub(crate) enum Value {
     Null,
     Int(i64),
