@@ -32,6 +32,8 @@
 //! What is absent: time does not pass while code runs, so that races hide; **stalls** (a runnable
 //! thread sleeps a seeded while) are what brings them out, and [`Sweep`] has them on by default.
 
+mod bus;
+mod faulty;
 mod net;
 mod outcome;
 mod shrink;
@@ -41,6 +43,8 @@ mod tape;
 mod test;
 mod trap;
 
+pub use bus::{BusFaults, FlakyBus};
+pub use faulty::{Faulty, FaultyStores, StoreFaults};
 pub use net::{Net, NetFaults, NetNode, Serving};
 pub use outcome::Outcome;
 pub use shrink::{Shrunk, shrink};

@@ -13,6 +13,7 @@ mod doors;
 mod process;
 mod readme;
 mod sim_demo;
+mod sim_doubles;
 mod sim_harness;
 mod sim_net;
 mod store_conformance;
