@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::rt::{Moment, Op, Rt, Wall};
-use crate::store::connections::{ConnectionQuery, ConnectionRow, Count, DeadLetter};
-use crate::store::metadata::{AgentRow, KeyRow, MetadataRead, MetadataRow, Sight, Upserted};
+use crate::rt::{Op, Rt, Wall};
+use crate::state::connection::Row;
+use crate::state::metadata::{Entry, Key};
+use crate::store::connections::{ConnectionQuery, Count, DeadLetter};
+use crate::store::metadata::{AgentRow, KeyRow, MetadataRead, Sight, Upserted};
 use crate::store::replicas::{Beat, RelayKey, ReplicaRead, ReplicaRow};
 use crate::store::streams::*;
 use crate::store::{
@@ -178,7 +180,7 @@ faulty!(StreamStore {
     fn append(&mut self, at: &Address, append: &Append) -> Appended;
     fn edit(&mut self, at: &Address, message: u64, draft: &Draft) -> Edited;
     fn remove(&mut self, at: &Address, message: u64) -> Edited;
-    fn push(&mut self, at: &Address, input: &Draft, key: Option<&str>) -> Queued;
+    fn push(&mut self, at: &Address, input: &Draft, key: Option<&str>, most: usize) -> Queued;
     fn withdraw(&mut self, at: &Address, input: u64) -> Dequeued;
     fn claim(&mut self, at: &Address, claim: &Claim) -> Claimed;
     fn claim_next(&mut self, labels: &Labels, claim: &Claim) -> Claimed;
@@ -191,12 +193,12 @@ faulty!(StreamStore {
     fn expire(&mut self, limit: usize) -> Vec<Uuid>;
     fn trim(&mut self, keep: Keep, limit: usize) -> Vec<Change>;
     fn forget_keys(&mut self, limit: usize) -> u64;
-    fn group(&mut self, work: &mut dyn FnMut(&mut dyn StreamStore) -> Result<(), StoreError>) -> ();
+    fn group(&mut self, work: &mut dyn FnMut(&mut dyn StreamStore)) -> ();
 });
 
 faulty!(ConnectionStore {
-    fn upsert(&mut self, rows: &[ConnectionRow]) -> ();
-    fn query(&mut self, query: &ConnectionQuery) -> Vec<ConnectionRow>;
+    fn upsert(&mut self, rows: &[Row]) -> ();
+    fn query(&mut self, query: &ConnectionQuery) -> Vec<Row>;
     fn count(&mut self, query: &ConnectionQuery, cap: u64) -> Count;
     fn prune(&mut self, before: Wall, limit: usize) -> u64;
     fn bury(&mut self, letters: &[DeadLetter]) -> ();
@@ -205,7 +207,7 @@ faulty!(ConnectionStore {
 });
 
 faulty!(MetadataStore {
-    fn upsert(&mut self, rows: &[MetadataRow], now: Moment, sight: Sight) -> Upserted;
+    fn upsert(&mut self, rows: &[(Key, Entry)], now: Wall, sight: Sight) -> Upserted;
     fn read(&mut self, agents: &[Uuid]) -> Vec<MetadataRead>;
     fn put_agent(&mut self, agent: Uuid, name: &str) -> bool;
     fn agent(&mut self, agent: Uuid) -> Option<AgentRow>;
