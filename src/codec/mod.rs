@@ -3,6 +3,7 @@
 pub mod connection;
 pub mod json;
 pub mod msgpack;
+pub mod notice;
 pub mod pipe;
 mod river;
 pub mod sse;

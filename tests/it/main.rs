@@ -1,6 +1,8 @@
 //! The one integration binary: one file a subject, names are sentences of behaviour.
 
 mod batching;
+#[cfg(feature = "postgres")]
+mod bus_postgres;
 mod cli_config;
 mod cli_help;
 mod cli_serve;
