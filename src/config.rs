@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use load::{ConfigError, Flag, Origin, Problem, Sources};
-pub use value::{ListenAt, LogFormat, LogLevel, OrAuto, OrOff, Size, StoreAt};
+pub use value::{ListenAt, LogFormat, LogLevel, OrAuto, OrOff, Size, StoreAt, WhenFull};
 use value::{Raw, Setting};
 
 /// One setting as the manual shows it.
@@ -157,6 +157,37 @@ settings! {
         readers: u64 = "2", restart;
         /// Threads that write what the doors take in.
         writers: u64 = "2", restart;
+    }
+
+    /// What agents say of themselves.
+    metadata: Metadata {
+        /// With this many changed keys they are written at once.
+        entries: u64 = "5000", restart;
+        /// The oldest change waits no longer than this. A shorter time is fresher and costs more writes.
+        interval: Duration = "5s", restart;
+        /// Distinct keys that may wait; with more, new ones are refused.
+        keys_max: u64 = "1000000", restart;
+    }
+
+    /// The connection log.
+    connections: Connections {
+        /// With this many records they are written at once.
+        entries: u64 = "1000", restart;
+        /// The oldest record waits no longer than this: what a killed process may lose of records that
+        /// were taken without a receipt.
+        interval: Duration = "5s", restart;
+    }
+
+    /// What outlives an outage of the store.
+    spool: Spool {
+        /// The most it may hold.
+        max_bytes: Size = "1GiB", restart;
+        /// What stays free on its disk.
+        min_free: Size = "256MiB", restart;
+        /// What happens to something new when it is full: `refuse` it, or throw the `oldest-out`, counted.
+        when_full: WhenFull = "refuse", restart;
+        /// How long somebody who brings a record waits for room before it is refused.
+        accept_timeout: Duration = "5s", restart;
     }
 
     /// Who may do what.

@@ -11,6 +11,8 @@ mod limits;
 mod logger;
 mod notify;
 mod operations;
+mod parts;
+mod probe;
 mod signals;
 
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use crate::wire::{Bound, IoThreads, Limits, Listener, Running};
 use crate::{Code, Error, Result};
 use condition::Condition;
 use directory::Directory;
+use parts::Parts;
 use signals::Asked;
 
 /// How often the main thread looks whether a room has panicked.
@@ -164,6 +167,7 @@ pub struct Daemon {
     gate: Arc<Gate>,
     figures: Vec<Described>,
     doors: Running,
+    parts: Parts,
     directory: Directory,
 }
 
@@ -177,12 +181,14 @@ impl Daemon {
         let links = limits::raise_descriptors();
         let crew = Crew::new(rt);
         let condition = Arc::new(Condition::new(&crew));
-        let threads = config.server.io_threads.unwrap_or_else(crate::rt::cores);
+        let threads = config.server.io_threads.unwrap_or_else(|| crate::rt::parallelism() as u64);
         let io = IoThreads::new(rt, usize::try_from(threads).unwrap_or(1), None)?;
-        condition.check_with(vec![Box::new(directory.has_room())]);
         let mut metrics = Metrics::new();
         figures::of_the_process(&mut metrics, rt);
         figures::of_the_doors(&mut metrics, io.doors());
+        let parts = Parts::start(&crew, config, &directory, &mut metrics)?;
+        let trouble = parts.store_trouble.clone();
+        condition.check_with(vec![Box::new(directory.has_room()), Box::new(move || trouble.lock().clone())]);
         let gate = Arc::new(gate(rt, config)?);
         let mut router = Router::new();
         router.guard(gate.clone());
@@ -194,7 +200,7 @@ impl Daemon {
         let limits = Limits { links: usize::try_from(links).unwrap_or(usize::MAX), ..Limits::default() };
         let doors = io.start(limits, vec![listener], Arc::new(router))?;
         log::info!(target: "towpath/started", "holds up to {links} links on {threads} I/O threads");
-        Ok(Daemon { rt: rt.clone(), crew, condition, gate, figures, doors, directory })
+        Ok(Daemon { rt: rt.clone(), crew, condition, gate, figures, doors, parts, directory })
     }
 
     /// Where it listens.
@@ -214,6 +220,7 @@ impl Daemon {
         json!({
             "condition": self.condition.dump(),
             "links": self.doors.links(),
+            "parts": self.parts.dump(),
             "data": self.directory.path(),
             "settings": settings,
         })
@@ -225,7 +232,9 @@ impl Daemon {
         self.condition.drain();
         log::info!(target: "towpath/draining", "draining");
         self.drain_links(window, deadline);
+        self.parts.end_by(deadline);
         drop(self.doors);
+        drop(self.parts);
         drop(self.directory);
     }
 

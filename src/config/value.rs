@@ -444,3 +444,13 @@ words! {
         Json = "json",
     }
 }
+
+words! {
+    /// What a full spool does with something new.
+    WhenFull {
+        /// Refuses it.
+        Refuse = "refuse",
+        /// Throws the oldest out, and counts it.
+        OldestOut = "oldest-out",
+    }
+}

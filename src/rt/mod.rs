@@ -63,11 +63,6 @@ pub(crate) fn parallelism() -> usize {
     real::parallelism()
 }
 
-/// How many threads this machine runs at once.
-pub fn cores() -> u64 {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
-}
-
 /// What the system calls the calling thread.
 pub(crate) fn current_thread_name() -> Option<String> {
     real::current_thread_name()

@@ -1,0 +1,190 @@
+//! The rooms behind the doors, over one store: streams, metadata, the connection log.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::directory::Directory;
+use super::probe::{Found, Probe};
+use crate::bus::Bus;
+use crate::bus::local::LocalBus;
+use crate::config::{Config, StoreAt, WhenFull};
+use crate::engine::connections::{ConnectionOutside, ConnectionRooms, ConnectionSettings, Connections};
+use crate::engine::lookups::Lookups;
+use crate::engine::metadata::{Metadata, MetadataOutside, MetadataRooms, MetadataSettings};
+use crate::engine::worker::{Bounds, Crew, Worker};
+use crate::metrics::Metrics;
+use crate::rt::{Moment, Rt};
+use crate::spool;
+use crate::store::sqlite::SqliteStores;
+use crate::store::{Identity, Stores};
+use crate::{Code, Error, Result};
+
+/// Everything that runs over the store.
+pub(super) struct Parts {
+    pub(super) metadata: Metadata,
+    pub(super) connections: Connections,
+    pub(super) store_trouble: Found,
+    rooms: Rooms,
+}
+
+/// Dropped in this order: those who write last end last, and who they ask after them.
+struct Rooms {
+    _probe: Worker,
+    metadata: MetadataRooms,
+    connections: ConnectionRooms,
+    _lookups: Worker,
+    _bus: Arc<dyn Bus>,
+    _stores: Arc<dyn Stores>,
+}
+
+impl Parts {
+    pub(super) fn start(
+        crew: &Crew,
+        config: &Config,
+        directory: &Directory,
+        metrics: &mut Metrics,
+    ) -> Result<Parts> {
+        let rt = crew.rt();
+        let stores = open_stores(rt, config, directory)?;
+        let bus = open_bus(rt, config)?;
+        let (lookups, lookups_room) = Lookups::start(crew, "reader-lookups", stores.clone())?;
+
+        let limits = spool::Limits {
+            max_bytes: config.spool.max_bytes.bytes(),
+            min_free: config.spool.min_free.bytes(),
+            when_full: match config.spool.when_full {
+                WhenFull::Refuse => spool::WhenFull::Refuse,
+                WhenFull::OldestOut => spool::WhenFull::OldestOut,
+            },
+        };
+        let spool = open_spool(rt, directory, limits)?;
+        let settings = ConnectionSettings {
+            capacity: in_memory(config.connections.entries),
+            interval: config.connections.interval,
+            accept_timeout: config.spool.accept_timeout,
+            ..ConnectionSettings::default()
+        };
+        let (connections, connection_rooms) = Connections::start(
+            settings,
+            ConnectionOutside {
+                crew,
+                stores: stores.clone(),
+                spool: Box::new(spool),
+                durable: true,
+                backends: Vec::new(),
+                lookups: lookups.clone(),
+                metrics,
+            },
+        )?;
+        let settings = MetadataSettings {
+            capacity: in_memory(config.metadata.entries),
+            interval: config.metadata.interval,
+            bound: in_memory(config.metadata.keys_max),
+            ..MetadataSettings::default()
+        };
+        let (metadata, metadata_rooms) = Metadata::start(
+            settings,
+            MetadataOutside { crew, stores: stores.clone(), bus: bus.clone(), lookups, metrics },
+        )?;
+        let store_trouble = Found::default();
+        let probe = Probe::new(stores.clone(), store_trouble.clone(), rt.now());
+        let (probe, _) = Worker::spawn(crew, "probe", Bounds::of(1), |_| probe)?;
+        let rooms = Rooms {
+            _probe: probe,
+            metadata: metadata_rooms,
+            connections: connection_rooms,
+            _lookups: lookups_room,
+            _bus: bus,
+            _stores: stores,
+        };
+        Ok(Parts { metadata, connections, store_trouble, rooms })
+    }
+
+    /// What is held, for a dump.
+    pub(super) fn dump(&self) -> Value {
+        let log = self.connections.account();
+        json!({
+            "connection_records": {
+                "accepted": log.accepted, "stored": log.stored, "pending": log.pending, "spooled": log.spooled,
+            },
+            "metadata_pending": self.metadata.pending(),
+        })
+    }
+
+    /// When everything has to be over.
+    pub(super) fn end_by(&self, deadline: Moment) {
+        self.rooms.metadata.end_by(deadline);
+        self.rooms.connections.end_by(deadline);
+    }
+}
+
+fn in_memory(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn open_stores(rt: &Rt, config: &Config, directory: &Directory) -> Result<Arc<dyn Stores>> {
+    let fresh = Identity { store: Uuid::from_bytes(rt.secret()), epoch: Uuid::from_bytes(rt.secret()) };
+    let clock = {
+        let rt = rt.clone();
+        Arc::new(move || rt.wall())
+    };
+    let opened = |error| Error::from(error).while_("opening the store");
+    Ok(match &config.store.url {
+        StoreAt::Sqlite => Arc::new(SqliteStores::open(directory.path(), clock, fresh).map_err(opened)?),
+        StoreAt::Memory => Arc::new(SqliteStores::in_memory(clock, fresh).map_err(opened)?),
+        StoreAt::Postgres(url) => {
+            postgres::stores(url, fresh).map_err(|error| error.while_("opening the store"))?
+        }
+    })
+}
+
+fn open_bus(rt: &Rt, config: &Config) -> Result<Arc<dyn Bus>> {
+    match &config.store.url {
+        StoreAt::Sqlite | StoreAt::Memory => Ok(Arc::new(LocalBus::new())),
+        StoreAt::Postgres(url) => postgres::bus(rt, url),
+    }
+}
+
+/// Damage never stops the start: what was readable is in the new spool, the rest is told.
+fn open_spool(rt: &Rt, directory: &Directory, limits: spool::Limits) -> Result<spool::File> {
+    let (spool, found) = spool::File::open(directory.path(), limits, rt.wall())
+        .map_err(|error| Error::new(Code::Io, error.to_string()).while_("opening the spool"))?;
+    if let spool::Found::Damaged(report) = found {
+        log::error!(target: "towpath/spool_damaged", "{report}");
+    }
+    Ok(spool)
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use super::*;
+    use crate::store::postgres::{Options, PostgresStores};
+
+    pub(super) fn stores(url: &str, fresh: Identity) -> Result<Arc<dyn Stores>> {
+        Ok(Arc::new(PostgresStores::connect(url, Options::default(), fresh)?))
+    }
+
+    pub(super) fn bus(rt: &Rt, _url: &str) -> Result<Arc<dyn Bus>> {
+        Ok(Arc::new(LocalBus::new()))
+    }
+}
+
+#[cfg(not(feature = "postgres"))]
+mod postgres {
+    use super::*;
+
+    fn missing<T>() -> Result<T> {
+        let text = "this towpath was built without PostgreSQL (cargo feature `postgres`)";
+        Err(Error::new(Code::BadConfig, text))
+    }
+
+    pub(super) fn stores(_: &str, _: Identity) -> Result<Arc<dyn Stores>> {
+        missing()
+    }
+
+    pub(super) fn bus(_: &Rt, _: &str) -> Result<Arc<dyn Bus>> {
+        missing()
+    }
+}
