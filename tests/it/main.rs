@@ -14,6 +14,7 @@ mod docs;
 mod doors;
 mod process;
 mod readme;
+mod http_heads;
 mod sim_demo;
 mod sim_doubles;
 mod sim_harness;
