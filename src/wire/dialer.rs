@@ -111,7 +111,9 @@ fn tell_apart(inner: &Arc<Inner>, owner: Owner, refused: Refused) {
     let teller = inner.clone();
     match inner.rt.spawn("dial", move || teller.tell(&owner, refused)) {
         Ok(thread) => thread.detach(),
-        Err(error) => log::error!("dial_lost: no thread to say that a dial was refused: {error}"),
+        Err(error) => {
+            log::error!(target: "towpath/dial_lost", "no thread to say that a dial was refused: {error}")
+        }
     }
 }
 
@@ -121,7 +123,7 @@ fn event(owner: &Owner, refused: Refused) -> Vec<LinkEvent> {
 
 fn offer_once(owner: &Owner, refused: Refused) {
     if owner.outlet.deliver(event(owner, refused)).is_err() {
-        log::error!("dial_lost: a room with a full inbox was not told that its dial was refused");
+        log::error!(target: "towpath/dial_lost", "a room with a full inbox was not told that its dial was refused");
     }
 }
 
@@ -185,7 +187,7 @@ impl Inner {
         let Channel { socket, tls, .. } = channel;
         let socket = socket.unblocked().map_err(|error| attempt.said(&error))?;
         let peer = dialed_peer(&dial.target, &socket);
-        let carrier = Carrier { socket, tls: tls.map(Box::new) };
+        let carrier = Carrier { socket, tls: tls.map(Box::new), place: None };
         Ok(Adopted { carrier: Box::new(carrier), peer, speak: dial.speak, head, early, owner: dial.owner })
     }
 

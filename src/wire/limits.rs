@@ -1,8 +1,15 @@
 //! What links may use at most, and how long they may take.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::http::HeadLimits;
+use super::link::Doors;
+use crate::metrics::Metrics;
+use crate::rt::{Hasher, Lock, Rt};
+use crate::state::time::Moment;
 
 /// Bounds and waits of the I/O threads. Every one has an answer a peer can read.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +35,12 @@ pub struct Limits {
     pub held_bytes: usize,
     /// The same over all links of an I/O thread: 64 MiB.
     pub parked_bytes: usize,
-    /// Links on one I/O thread.
+    /// Links over all I/O threads; 503.
     pub links: usize,
+    /// Links from one address: 4096; 503. Local ones are not counted.
+    pub links_per_address: u32,
+    /// Connections accepted in a second: 10,000. The others wait in the kernel's queue.
+    pub accepts_per_second: u32,
 }
 
 impl Default for Limits {
@@ -46,6 +57,8 @@ impl Default for Limits {
             held_bytes: 64 * 1024,
             parked_bytes: 64 * 1024 * 1024,
             links: 1 << 20,
+            links_per_address: 4096,
+            accepts_per_second: 10_000,
         }
     }
 }
@@ -93,5 +106,146 @@ impl Count {
 
     pub(crate) fn sub(&self, n: u64) {
         self.0.fetch_sub(n, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Describes what the I/O threads count.
+pub fn describe(doors: &Doors, metrics: &mut Metrics) {
+    let sum = |doors: &Doors, of: fn(&Counts) -> &Count| {
+        let doors = doors.clone();
+        move || doors.counts().map(|counts| of(counts).get()).sum::<u64>()
+    };
+    let links = sum(doors, |counts| &counts.links);
+    metrics.gauge_from("links", "Connections that are open.", move || links() as i64);
+    let counters: [(&'static str, &'static str, fn(&Counts) -> &Count); 10] = [
+        ("links_accepted", "Connections taken in.", |counts| &counts.accepted),
+        ("links_turned_away", "Connections turned away because of a limit.", |counts| &counts.turned_away),
+        ("http_requests", "Requests whose head was accepted.", |counts| &counts.requests),
+        ("http_refused", "Requests refused before a route was looked up.", |counts| &counts.refused),
+        ("deliveries", "Frames queued for links; a fan-out counts once for each member.", |counts| {
+            &counts.deliveries
+        }),
+        ("bytes_in", "Bytes read from connections.", |counts| &counts.bytes_in),
+        ("bytes_out", "Bytes written to connections.", |counts| &counts.bytes_out),
+        ("links_cut_slow", "Links cut because their peer did not keep up.", |counts| &counts.cut_slow),
+        ("links_cut_full", "Links cut, or groups reset, because an I/O thread's inbox was full.", |counts| {
+            &counts.cut_full
+        }),
+        ("rooms_full", "Times a room's inbox was full and its links were parked.", |counts| &counts.parked),
+    ];
+    for (name, help, of) in counters {
+        metrics.counter_from(name, help, sum(doors, of));
+    }
+}
+
+/// So many a second, in bursts of at most a tenth of that.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rate {
+    /// Time that one costs.
+    each: Duration,
+    /// How far the account may be ahead of the clock.
+    burst: Duration,
+    /// When everything taken so far is paid for.
+    paid: Moment,
+}
+
+impl Rate {
+    pub(crate) fn new(per_second: u32) -> Rate {
+        let each = Duration::from_secs(1) / per_second.max(1);
+        Rate { each, burst: each.max(Duration::from_millis(100)), paid: Moment::ZERO }
+    }
+
+    /// Takes one, or says when there is one to take.
+    pub(crate) fn take(&mut self, now: Moment) -> Result<(), Moment> {
+        let paid = self.paid.max(now) + self.each;
+        if paid > now + self.burst {
+            return Err(paid - self.burst);
+        }
+        self.paid = paid;
+        Ok(())
+    }
+}
+
+/// How many links each address has.
+///
+/// Invariant: an address stands here with the number of [`Place`]s that name it.
+#[derive(Debug)]
+pub(crate) struct Census {
+    most: u32,
+    addresses: Lock<HashMap<IpAddr, u32, Hasher>>,
+}
+
+/// One link's place in the [`Census`]; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    census: Arc<Census>,
+    address: IpAddr,
+}
+
+impl Census {
+    pub(crate) fn new(rt: &Rt, most: u32) -> Arc<Census> {
+        Arc::new(Census { most, addresses: Lock::new(HashMap::with_hasher(rt.hasher())) })
+    }
+
+    /// A place for one more link from this address, if there is one.
+    pub(crate) fn place(self: &Arc<Census>, address: IpAddr) -> Option<Place> {
+        let address = address.to_canonical();
+        let mut addresses = self.addresses.lock();
+        let count = addresses.entry(address).or_default();
+        if *count >= self.most {
+            return None;
+        }
+        *count += 1;
+        Some(Place { census: self.clone(), address })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut addresses = self.census.addresses.lock();
+        if let Some(count) = addresses.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                addresses.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_so_many_places_and_gets_them_back() {
+        let census = Census::new(&Rt::real(), 2);
+        let (one, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let mapped: IpAddr = "::ffff:10.0.0.1".parse().unwrap();
+        let first = census.place(one).unwrap();
+        let _second = census.place(mapped).unwrap();
+        assert!(census.place(one).is_none(), "an address counts the same in both its forms");
+        assert!(census.place(other).is_some());
+        drop(first);
+        assert!(census.place(one).is_some());
+        assert_eq!(census.addresses.lock().len(), 1, "who has no link is forgotten");
+    }
+
+    #[test]
+    fn a_rate_lets_bursts_through_and_then_so_many_a_second() {
+        let mut rate = Rate::new(100);
+        let mut now = Moment::from_millis(1_000);
+        let burst = (0..1_000).take_while(|_| rate.take(now).is_ok()).count();
+        assert_eq!(burst, 10);
+        let mut taken = 0;
+        for _ in 0..100 {
+            match rate.take(now) {
+                Ok(()) => taken += 1,
+                Err(later) => {
+                    assert!(later > now && later <= now + Duration::from_millis(10));
+                    now = later;
+                }
+            }
+        }
+        assert_eq!((taken, now), (50, Moment::from_millis(1_500)));
     }
 }

@@ -1115,6 +1115,9 @@ impl Links {
             if link.due(&self.limits) <= self.now {
                 self.look_at(slot);
             }
+            let still_due =
+                self.slots[slot].as_deref().is_some_and(|link| link.due(&self.limits) <= self.now);
+            debug_assert!(!still_due, "looking at a link settles what was due");
             self.set_alarm(slot);
         }
     }

@@ -175,7 +175,7 @@ impl Accepting {
             tls: tls.is_some(),
             listener: self.number,
         };
-        Ok((Carrier { socket, tls }, peer))
+        Ok((Carrier { socket, tls, place: None }, peer))
     }
 }
 

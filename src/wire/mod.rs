@@ -29,7 +29,7 @@ pub mod websocket;
 
 pub use dial::{Adopted, Dial, Refused, Speak, Target, Wire};
 pub use frame::{Encoding, Frame};
-pub use limits::{Counts, Limits};
+pub use limits::{Counts, Limits, describe};
 pub use link::{
     Closing, Doors, Exchange, Front, Group, GroupId, Happened, LinkBatch, LinkEvent, LinkHandle, LinkId,
     Opening, Outlet, Owner, Peer, Plan,

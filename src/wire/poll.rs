@@ -17,7 +17,7 @@ use mio::{Interest, Token};
 
 use super::Target;
 use super::dialer::Dialer;
-use super::limits::Limits;
+use super::limits::{Census, Limits, Place, Rate};
 use super::link::{Doors, Errand, Front, Orders, Peer, Port};
 use super::links::{Effect, GATHER_MAX, Links};
 use super::listen::{Accepting, Bound, Listener};
@@ -122,7 +122,7 @@ impl IoThreads {
         for (at, seat) in seats.into_iter().enumerate() {
             let Seat { poll, port, orders } = seat;
             let links = Links::new(&rt, at as u8, limits, front.clone(), port, orders);
-            let mut thread = IoThread::new(&rt, poll, links, running.wire.doors.clone());
+            let mut thread = IoThread::new(&rt, poll, links, running.wire.doors.clone(), &limits);
             for listener in listeners.take().unwrap_or_default() {
                 thread.listen(listener)?;
             }
@@ -198,6 +198,8 @@ struct Connection {
 pub(super) struct Carrier {
     pub(super) socket: Socket,
     pub(super) tls: Option<Box<Tls>>,
+    /// Its place among the links of its address, where those are counted.
+    pub(super) place: Option<Place>,
 }
 
 pub(super) enum Socket {
@@ -296,6 +298,9 @@ struct IoThread {
     accept_from: Moment,
     /// Held so that there is one to give when there are no more.
     spare: Option<std::fs::File>,
+    rate: Rate,
+    links_max: u64,
+    census: Arc<Census>,
     /// Whose turn it is to get a connection.
     turn: usize,
     buffer: Box<[u8]>,
@@ -306,7 +311,7 @@ struct IoThread {
 }
 
 impl IoThread {
-    fn new(rt: &Rt, poll: mio::Poll, links: Links, doors: Doors) -> IoThread {
+    fn new(rt: &Rt, poll: mio::Poll, links: Links, doors: Doors, limits: &Limits) -> IoThread {
         IoThread {
             rt: rt.clone(),
             poll,
@@ -317,6 +322,9 @@ impl IoThread {
             listeners: Vec::new(),
             accept_from: Moment::ZERO,
             spare: None,
+            rate: Rate::new(limits.accepts_per_second),
+            links_max: limits.links as u64,
+            census: Census::new(rt, limits.links_per_address),
             turn: 0,
             buffer: vec![0; READ_BUDGET].into_boxed_slice(),
             effects: Vec::new(),
@@ -345,7 +353,7 @@ impl IoThread {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
                 Err(error) => {
                     // A poller that fails takes its links with it; they are told, and the process goes on.
-                    log::error!("io_failed: the poller failed: {error}");
+                    log::error!(target: "towpath/io_failed", "the poller failed: {error}");
                     break;
                 }
             }
@@ -416,6 +424,10 @@ impl IoThread {
         }
         for at in 0..self.listeners.len() {
             while self.listeners[at].acceptable {
+                if let Err(later) = self.rate.take(self.rt.now()) {
+                    self.accept_from = later;
+                    return;
+                }
                 match self.listeners[at].accept() {
                     Ok((carrier, peer)) => self.deal(carrier, peer),
                     Err(error) => match error.kind() {
@@ -439,20 +451,29 @@ impl IoThread {
     /// No descriptor for another connection: one peer is told, with the spare; then a pause, in which
     /// the others wait in the kernel's queue and links that end give theirs back.
     fn out_of_descriptors(&mut self, at: usize, error: &io::Error) {
-        log::warn!("accept_paused: cannot accept a connection: {error}");
+        log::warn!(target: "towpath/accept_paused", "cannot accept a connection: {error}");
         if self.spare.take().is_some()
-            && let Ok((mut carrier, _)) = self.listeners[at].accept()
+            && let Ok((carrier, _)) = self.listeners[at].accept()
         {
-            const SORRY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-            // It may have gone already; there is nobody else to tell.
-            let _ = carrier.socket.write(SORRY);
+            turn_away(carrier);
         }
         self.spare = spare();
         self.accept_from = self.rt.now() + ACCEPT_PAUSE;
     }
 
-    /// Gives a connection to the next thread.
-    fn deal(&mut self, carrier: Carrier, peer: Peer) {
+    /// Gives a connection to the next thread, if there may be one more.
+    fn deal(&mut self, mut carrier: Carrier, peer: Peer) {
+        let links: u64 = self.doors.counts().map(|counts| counts.links.get()).sum();
+        if let Some(ip) = peer.ip.filter(|_| !peer.is_local()) {
+            carrier.place = self.census.place(ip);
+        }
+        if links >= self.links_max || (carrier.place.is_none() && !peer.is_local()) {
+            if let Some(counts) = self.doors.counts().next() {
+                counts.turned_away.add(1);
+            }
+            turn_away(carrier);
+            return;
+        }
         let threads = self.doors.counts().count();
         self.turn = (self.turn + 1) % threads;
         if self.turn == 0 {
@@ -471,7 +492,7 @@ impl IoThread {
 
     fn seat(&mut self, slot: usize, mut carrier: Carrier) {
         if let Err(error) = carrier.socket.register(self.poll.registry(), Token(slot)) {
-            log::warn!("link_refused: cannot watch a connection: {error}");
+            log::warn!(target: "towpath/link_refused", "cannot watch a connection: {error}");
             self.links.broke(slot, "the connection cannot be watched");
             return;
         }
@@ -659,6 +680,17 @@ impl IoThread {
 
 fn carrier_of(carrier: Box<dyn Any + Send>) -> Option<Carrier> {
     carrier.downcast::<Carrier>().ok().map(|carrier| *carrier)
+}
+
+/// Tells a peer that there is no room, and closes.
+fn turn_away(mut carrier: Carrier) {
+    const SORRY: &[u8] =
+        b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    // Over TLS there is nothing to say before hands were shaken, which would cost more than the place.
+    if carrier.tls.is_none() {
+        // It may have gone already; there is nobody else to tell.
+        let _ = carrier.socket.write(SORRY);
+    }
 }
 
 /// A descriptor to give away when there are no more.

@@ -163,7 +163,10 @@ impl Link {
             (Incoming::Head(_), _) if self.held.is_empty() => self.since + limits.idle_wait,
             (Incoming::Head(_), _) => self.since + limits.head_wait,
             (Incoming::Whole(_), _) => self.last_in + limits.body_wait,
-            (_, Outgoing::Chunks { events: true, .. }) => self.last_out + limits.heartbeat,
+            // Where bytes wait to leave, a comment behind them would keep nothing alive.
+            (_, Outgoing::Chunks { events: true, .. }) if self.queue.is_empty() => {
+                self.last_out + limits.heartbeat
+            }
             (_, Outgoing::WebSocket { closed: true, .. }) => self.since + limits.close_wait,
             (_, Outgoing::WebSocket { .. }) => {
                 // The next ping, or the end of patience.

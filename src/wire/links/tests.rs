@@ -1,1 +1,469 @@
+use std::sync::atomic::AtomicUsize;
 
+use super::*;
+use crate::rt;
+use crate::wire::http::{Head, Response};
+use crate::wire::link::{Doors, Front, LinkBatch, Outlet};
+
+/// Answers `/now`, drops what asks for `/never` into a list, opens events on `/events`, a WebSocket on `/ws`
+/// and streams bodies of `/body`.
+struct Routes {
+    outlet: Outlet,
+    kept: rt::Sender<Exchange>,
+    links: rt::Sender<LinkHandle>,
+    asked: AtomicUsize,
+}
+
+impl Front for Routes {
+    fn request(&self, head: Head, _: &Peer, exchange: Exchange) -> Plan {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let owner = Some(Owner::new(&self.outlet, 1));
+        match head.path.as_str() {
+            "/never" => _ = self.kept.try_send(exchange),
+            "/events" => {
+                let link = exchange.open(Opening::Events { response: Response::new(200) }, owner);
+                self.links.try_send(link).unwrap();
+            }
+            "/ws" => {
+                let opening = Opening::WebSocket { response: Response::new(101), message_max: 1_000 };
+                self.links.try_send(exchange.open(opening, owner)).unwrap();
+            }
+            "/body" => {
+                self.links.try_send(exchange.stream_body(Owner::new(&self.outlet, 2))).unwrap();
+                self.kept.try_send(exchange).unwrap();
+                return Plan::Streamed;
+            }
+            _ => {
+                return Plan::Whole {
+                    max: 10,
+                    then: Box::new(move |body| exchange.answer(Response::bytes(200, "a/b", body))),
+                };
+            }
+        }
+        Plan::Answered
+    }
+}
+
+/// Links without sockets: what would be written is kept, and time is a number.
+struct Bench {
+    links: Links,
+    now: Moment,
+    doors: Doors,
+    batches: rt::Receiver<LinkBatch>,
+    kept: rt::Receiver<Exchange>,
+    opened: rt::Receiver<LinkHandle>,
+    written: std::collections::BTreeMap<usize, Vec<u8>>,
+    effects: Vec<Effect>,
+    /// Peers that take nothing.
+    stalled: Vec<usize>,
+}
+
+impl Bench {
+    fn new(limits: Limits, batches: usize) -> Bench {
+        let rt = Rt::real();
+        let (port, orders) = Port::new(&rt, || {});
+        let (to_batches, batches) = rt.channel("batches", batches);
+        let (kept_tx, kept) = rt.channel("kept", 16);
+        let (links_tx, opened) = rt.channel("opened", 16);
+        let outlet = Outlet::channel(to_batches);
+        let front = Arc::new(Routes { outlet, kept: kept_tx, links: links_tx, asked: AtomicUsize::new(0) });
+        let doors = Doors::new(vec![port.clone()]);
+        let links = Links::new(&rt, 0, limits, front, port, orders);
+        let now = Moment::from_millis(1_000);
+        let mut bench = Bench {
+            links,
+            now,
+            doors,
+            batches,
+            kept,
+            opened,
+            written: Default::default(),
+            effects: Vec::new(),
+            stalled: Vec::new(),
+        };
+        bench.links.at(now, Wall(0));
+        bench
+    }
+
+    fn connect(&mut self) -> usize {
+        self.links.accept(Peer { ip: None, port: 0, tls: false, listener: 0 }).unwrap()
+    }
+
+    fn feed(&mut self, slot: usize, bytes: &str) {
+        self.links.feed(slot, bytes.replace('\n', "\r\n").as_bytes());
+        self.round();
+    }
+
+    /// A round of the driver.
+    fn round(&mut self) {
+        self.links.at(self.now, Wall(0));
+        self.links.ring();
+        self.links.take_orders(&mut Vec::new());
+        let mut left = Vec::new();
+        while let Some(slot) = self.links.next_dirty() {
+            if self.stalled.contains(&slot) {
+                self.links.flushed(slot, false);
+                left.push(slot);
+                continue;
+            }
+            loop {
+                let mut slices = [IoSlice::new(&[]); GATHER_MAX];
+                let count = self.links.gather(slot, &mut slices);
+                let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
+                if bytes.is_empty() {
+                    break;
+                }
+                self.links.wrote(slot, bytes.len());
+                self.written.entry(slot).or_default().extend(bytes);
+            }
+            self.links.flushed(slot, true);
+        }
+        self.links.settle();
+        self.links.take_effects(&mut self.effects);
+    }
+
+    fn pass(&mut self, millis: u64) {
+        self.now += Duration::from_millis(millis);
+        self.round();
+    }
+
+    /// What was written to this peer since the last time.
+    fn wrote(&mut self, slot: usize) -> String {
+        String::from_utf8_lossy(&self.written.remove(&slot).unwrap_or_default()).into_owned()
+    }
+
+    fn events(&self) -> Vec<String> {
+        let mut events = Vec::new();
+        while let Ok(batch) = self.batches.try_recv() {
+            events.extend(batch.into_iter().map(|event| format!("{} {:?}", event.tag, event.what)));
+        }
+        events
+    }
+
+    fn websocket(&mut self) -> (usize, LinkHandle) {
+        let slot = self.connect();
+        self.feed(slot, "GET /ws HTTP/1.1\nHost: a\n\n");
+        self.wrote(slot);
+        (slot, self.opened.try_recv().unwrap())
+    }
+
+    fn is_closed(&self, slot: usize) -> bool {
+        self.effects.contains(&Effect::Close(slot))
+    }
+}
+
+#[test]
+fn a_head_that_takes_its_time_is_answered_408() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let slot = bench.connect();
+    bench.pass(9_000);
+    for byte in "GET /now HTTP/1.1".chars() {
+        bench.feed(slot, &byte.to_string());
+        bench.pass(500);
+    }
+    assert_eq!(bench.wrote(slot), "", "the time of a head begins with its first byte");
+    bench.pass(1_500);
+    assert!(bench.wrote(slot).starts_with("HTTP/1.1 408 "));
+    assert_eq!(bench.effects.last(), Some(&Effect::FinishWriting(slot)));
+    bench.pass(1_000);
+    assert!(bench.is_closed(slot), "a peer that does not leave is left");
+}
+
+#[test]
+fn a_connection_without_a_request_is_closed_in_the_end() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let slot = bench.connect();
+    bench.pass(74_999);
+    assert!(!bench.is_closed(slot));
+    bench.pass(1);
+    assert!(bench.is_closed(slot));
+    assert_eq!(bench.wrote(slot), "");
+    assert_eq!((bench.links.len(), bench.links.deadline()), (0, None));
+}
+
+#[test]
+fn a_body_that_stops_is_answered_408_and_one_that_is_streamed_is_not() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let (whole, streamed) = (bench.connect(), bench.connect());
+    bench.feed(whole, "POST /now HTTP/1.1\nHost: a\nContent-Length: 9\n\nabc");
+    bench.feed(streamed, "POST /body HTTP/1.1\nHost: a\nContent-Length: 9\n\nabc");
+    bench.pass(30_000);
+    assert!(bench.wrote(whole).starts_with("HTTP/1.1 408 "));
+    bench.pass(300_000);
+    assert_eq!(bench.wrote(streamed), "", "a model may think for as long as it likes");
+    assert_eq!(bench.events(), ["2 Bytes([97, 98, 99])"]);
+}
+
+#[test]
+fn requests_wait_for_the_answer_before_them() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let slot = bench.connect();
+    bench.feed(slot, "GET /never HTTP/1.1\nHost: a\n\nGET /now HTTP/1.1\nHost: a\n\n");
+    assert_eq!(bench.wrote(slot), "");
+    bench.kept.try_recv().unwrap().answer(Response::new(204));
+    bench.round();
+    // The handler of the second one answers into the next round.
+    bench.round();
+    let wrote = bench.wrote(slot);
+    assert!(wrote.starts_with("HTTP/1.1 204 ") && wrote.contains("HTTP/1.1 200 "), "{wrote}");
+}
+
+#[test]
+fn what_waits_behind_a_request_is_bounded() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let slot = bench.connect();
+    bench.feed(slot, "GET /never HTTP/1.1\nHost: a\n\n");
+    assert!(bench.links.wants_bytes(slot));
+    bench.feed(slot, &"x".repeat(64 * 1024));
+    assert!(!bench.links.wants_bytes(slot), "64 KiB are enough to wait behind a request");
+}
+
+#[test]
+fn an_answer_meets_only_the_request_it_is_for() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let slot = bench.connect();
+    bench.feed(slot, "GET /never HTTP/1.1\nHost: a\n\n");
+    let late = bench.kept.try_recv().unwrap();
+    bench.links.broke(slot, "gone");
+    bench.round();
+    let again = bench.connect();
+    assert_eq!(again, slot, "the place is used again");
+    bench.feed(again, "GET /never HTTP/1.1\nHost: a\n\n");
+    late.answer(Response::new(204));
+    bench.round();
+    assert_eq!(bench.wrote(again), "");
+}
+
+#[test]
+fn an_owner_hears_of_a_link_that_was_gone_before_it_was_opened() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let slot = bench.connect();
+    bench.feed(slot, "GET /never HTTP/1.1\nHost: a\n\n");
+    let exchange = bench.kept.try_recv().unwrap();
+    bench.links.broke(slot, "gone");
+    bench.round();
+    let (tx, rx) = Rt::real().channel("other", 4);
+    exchange
+        .open(Opening::Chunks { response: Response::new(200) }, Some(Owner::new(&Outlet::channel(tx), 5)));
+    bench.round();
+    let batch = rx.try_recv().unwrap();
+    assert!(matches!(&batch[..], [event] if event.tag == 5 && matches!(event.what, Happened::Closed(_))));
+}
+
+#[test]
+fn a_dropped_exchange_answers_500() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let slot = bench.connect();
+    bench.feed(slot, "GET /never HTTP/1.1\nHost: a\n\n");
+    drop(bench.kept.try_recv().unwrap());
+    bench.round();
+    assert!(bench.wrote(slot).starts_with("HTTP/1.1 500 "));
+}
+
+#[test]
+fn a_link_over_its_bound_is_cut_and_paced_frames_do_not_count() {
+    let limits = Limits { queue_bytes: 1_000, ..Limits::default() };
+    let mut bench = Bench::new(limits, 16);
+    let (slot, link) = bench.websocket();
+    bench.stalled.push(slot);
+    for _ in 0..100 {
+        link.send_paced(Frame::text(&"h".repeat(100)));
+    }
+    for _ in 0..9 {
+        link.send(Frame::text(&"n".repeat(100)));
+    }
+    bench.round();
+    assert_eq!(bench.events(), [] as [String; 0]);
+    link.send(Frame::text(&"n".repeat(100)));
+    bench.round();
+    assert_eq!(bench.events().len(), 1, "closed, and told so");
+    bench.stalled.clear();
+    bench.links.writable(slot);
+    bench.round();
+    let wrote = bench.written.remove(&slot).unwrap();
+    assert_eq!(&wrote[..4], &[0x88, wrote[1], 0x03, 0xf5], "only the reason is sent: 1013");
+    assert!(bench.effects.contains(&Effect::FinishWriting(slot)));
+}
+
+#[test]
+fn a_peer_that_takes_nothing_for_long_is_cut() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let slot = bench.connect();
+    bench.feed(slot, "GET /events HTTP/1.1\nHost: a\n\n");
+    let link = bench.opened.try_recv().unwrap();
+    bench.stalled.push(slot);
+    link.send_paced(Frame::chunk(b"data: x\n\n"));
+    bench.round();
+    bench.pass(29_999);
+    assert_eq!(bench.events(), [] as [String; 0]);
+    bench.pass(1);
+    assert!(bench.events()[0].contains("code: 1013"));
+}
+
+#[test]
+fn marks_pass_when_what_was_before_them_has_left() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let (slot, link) = bench.websocket();
+    link.mark(1);
+    bench.stalled.push(slot);
+    link.send_paced(Frame::text("a"));
+    link.mark(2);
+    link.send_paced(Frame::text("b"));
+    link.mark(3);
+    bench.round();
+    assert_eq!(bench.events(), ["1 Passed(1)"]);
+    bench.links.wrote(slot, 3);
+    bench.round();
+    assert_eq!(bench.events(), ["1 Passed(2)"]);
+    bench.stalled.clear();
+    bench.links.writable(slot);
+    bench.round();
+    assert_eq!(bench.events(), ["1 Passed(3)"]);
+}
+
+#[test]
+fn a_full_room_parks_its_links_and_gets_everything_later_in_order() {
+    let mut bench = Bench::new(Limits::default(), 1);
+    let (slot, _link) = bench.websocket();
+    let message = |text: &str| {
+        let mut bytes = Vec::new();
+        websocket::write_frame(&mut bytes, WsFrame::Text(text.as_bytes()), Some([0; 4]));
+        bytes
+    };
+    for text in ["a", "b", "c"] {
+        bench.links.feed(slot, &message(text));
+        bench.round();
+    }
+    assert!(!bench.links.wants_bytes(slot), "its room is full");
+    assert_eq!(bench.links.deadline(), Some(bench.now + STUCK_WAIT));
+    bench.links.eof(slot);
+    bench.round();
+    assert!(bench.is_closed(slot));
+    let mut heard = bench.events();
+    bench.pass(5);
+    heard.extend(bench.events());
+    let closed = heard.pop().unwrap();
+    assert_eq!(heard, ["1 Text(\"a\")", "1 Text(\"b\")", "1 Text(\"c\")"]);
+    assert!(closed.starts_with("1 Closed("), "behind every byte");
+}
+
+#[test]
+fn a_full_inbox_resets_a_group_and_nobody_sees_a_gap() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let (slot, link) = bench.websocket();
+    let mut group = bench.doors.group();
+    group.join(&link);
+    bench.round();
+    // The thread does not look: its inbox fills up.
+    for n in 0..5_000 {
+        group.fanout(Frame::text(&format!("{n:04}")));
+    }
+    bench.round();
+    let wrote = bench.wrote(slot);
+    let seen = wrote.matches("\u{fffd}\u{4}").count();
+    assert!(seen >= 4_000 && seen < 5_000, "{seen}");
+    for n in 0..seen {
+        assert!(wrote.contains(&format!("\u{fffd}\u{4}{n:04}")), "frame {n} is missing before the gap");
+    }
+    assert!(bench.events()[0].starts_with("1 Reset("), "told to start again by its cursor");
+    group.forget(link.id());
+    group.fanout(Frame::text("nobody"));
+    group.join(&link);
+    group.fanout(Frame::text("again"));
+    bench.round();
+    assert_eq!(bench.wrote(slot), "\u{fffd}\u{5}again");
+}
+
+#[test]
+fn a_full_inbox_cuts_the_link_that_an_order_was_for() {
+    let mut bench = Bench::new(Limits { queue_bytes: 1 << 30, ..Limits::default() }, 16);
+    let (slot, link) = bench.websocket();
+    for n in 0..5_000 {
+        link.send(Frame::text(&format!("{n:04}")));
+    }
+    link.send(Frame::text("behind the gap"));
+    bench.round();
+    assert!(bench.events()[0].contains("code: 1013"));
+    let wrote = bench.wrote(slot);
+    assert!(!wrote.contains("behind the gap") && !wrote.contains("4999"), "nothing is sent behind a gap");
+}
+
+#[test]
+fn an_answer_is_given_even_when_the_inbox_is_full() {
+    let mut bench = Bench::new(Limits { queue_bytes: 1 << 30, ..Limits::default() }, 16);
+    let slot = bench.connect();
+    bench.feed(slot, "GET /never HTTP/1.1\nHost: a\n\n");
+    let exchange = bench.kept.try_recv().unwrap();
+    let (_, other) = bench.websocket();
+    for _ in 0..5_000 {
+        other.send(Frame::text("x"));
+    }
+    exchange.answer(Response::new(204));
+    bench.round();
+    assert!(bench.wrote(slot).starts_with("HTTP/1.1 204 "));
+}
+
+#[test]
+fn members_that_leave_make_room_for_the_others() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let mut group = bench.doors.group();
+    let members: Vec<_> = (0..5).map(|_| bench.websocket()).collect();
+    members.iter().for_each(|(_, link)| group.join(link));
+    group.leave(&members[1].1);
+    bench.round();
+    bench.links.broke(members[0].0, "gone");
+    group.fanout(Frame::text("x"));
+    bench.round();
+    let reached: Vec<bool> = members.iter().map(|(slot, _)| !bench.wrote(*slot).is_empty()).collect();
+    assert_eq!(reached, [false, false, true, true, true]);
+    for (slot, _) in &members[2..] {
+        bench.links.broke(*slot, "gone");
+    }
+    assert!(bench.links.groups.is_empty(), "a group without members is nothing");
+}
+
+#[test]
+fn bytes_may_arrive_in_any_pieces() {
+    let text = "POST /now HTTP/1.1\nHost: a\nTransfer-Encoding: chunked\n\n3\nabc\n0\n\nGET /ws HTTP/1.1\nHost: a\n\n";
+    let mut stream = text.replace('\n', "\r\n").into_bytes();
+    let mut frames = Vec::new();
+    websocket::write_frame(&mut frames, WsFrame::Text("hello".as_bytes()), Some([1, 2, 3, 4]));
+    websocket::write_frame(&mut frames, WsFrame::Ping(b"?"), Some([9, 9, 9, 9]));
+    stream.extend_from_slice(&frames);
+    let mut outcomes = Vec::new();
+    for piece in [1, 2, 3, 7, 50, stream.len()] {
+        let mut bench = Bench::new(Limits::default(), 64);
+        let slot = bench.connect();
+        for part in stream.chunks(piece) {
+            bench.links.feed(slot, part);
+            bench.round();
+            bench.round();
+        }
+        outcomes.push((bench.wrote(slot), bench.events()));
+    }
+    assert!(outcomes[0].0.ends_with("\u{fffd}\u{1}?"), "{:?}", outcomes[0]);
+    assert!(outcomes.iter().all(|outcome| *outcome == outcomes[0]), "{outcomes:?}");
+}
+
+#[test]
+fn a_drain_sends_links_away_inside_its_window() {
+    let mut bench = Bench::new(Limits::default(), 64);
+    let members: Vec<_> = (0..10).map(|_| bench.websocket()).collect();
+    let idle = bench.connect();
+    bench.doors.drain(Duration::from_secs(5), 7);
+    bench.round();
+    assert!(bench.is_closed(idle));
+    let mut closed_at = Vec::new();
+    for _ in 0..50 {
+        bench.pass(100);
+        closed_at.push(members.iter().filter(|(slot, _)| bench.written.contains_key(slot)).count());
+    }
+    assert_eq!(closed_at.last(), Some(&10));
+    assert!(closed_at[24] > 1 && closed_at[24] < 10, "spread over the window: {closed_at:?}");
+}
+
+#[test]
+fn an_idle_link_is_small() {
+    assert!(size_of::<Link>() <= 512, "{} bytes", size_of::<Link>());
+    assert!(size_of::<websocket::Reader>() <= 128, "{} bytes", size_of::<websocket::Reader>());
+}

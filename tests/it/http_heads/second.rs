@@ -23,7 +23,7 @@ impl<'a> Input<'a> {
 }
 
 /// `HTTP-message = start-line CRLF *( field-line CRLF ) CRLF [ message-body ]`
-pub fn read(bytes: &[u8]) -> Option<Read> {
+pub(super) fn read(bytes: &[u8]) -> Option<Read> {
     let mut input = Input(bytes);
     // RFC 9112 2.2: at least one empty line before a request line is to be ignored. One is.
     if input.0.starts_with(b"\r\n") {
