@@ -74,3 +74,53 @@ fn operation(route: &Route) -> Value {
     }
     operation
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::front::Role;
+    use std::collections::BTreeSet;
+
+    fn router() -> Router {
+        let mut router = Router::new();
+        router.add(Route::get("/healthz").about("Is it well").open());
+        router.add(
+            Route::put("/v1/streams/{name*}").about("Creates").needs(Role::Producer).answers(&[201, 409]),
+        );
+        router.add(
+            Route::delete("/v1/streams/{name*}").about("Deletes").needs(Role::Producer).answers(&[204, 404]),
+        );
+        router.add(Route::get("/v1/streams").about("Lists").takes_query(&["limit", "after"]));
+        router
+    }
+
+    #[test]
+    fn the_description_has_every_route_and_nothing_else() {
+        let router = router();
+        let document = router.openapi();
+        let described: BTreeSet<(String, String)> = document["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, methods)| {
+                methods.as_object().unwrap().keys().map(|method| (path.clone(), method.clone()))
+            })
+            .collect();
+        let routes = router
+            .routes()
+            .iter()
+            .map(|route| (route.pattern().replace("*}", "}"), route.method().as_str().to_ascii_lowercase()));
+        assert_eq!(described, routes.collect());
+    }
+
+    #[test]
+    fn an_operation_says_what_it_takes_needs_and_answers() {
+        let document = router().openapi();
+        let put = &document["paths"]["/v1/streams/{name}"]["put"];
+        assert_eq!(put["parameters"][0]["name"], "name");
+        assert_eq!(put["x-roles"][0], "producer");
+        assert!(put["responses"]["409"]["content"]["application/problem+json"].is_object());
+        assert_eq!(document["paths"]["/v1/streams"]["get"]["parameters"][1]["name"], "after");
+        assert!(document["paths"]["/healthz"]["get"].get("security").is_none());
+    }
+}

@@ -387,3 +387,64 @@ impl Router {
         Ok((route, Request { head, path, params, query, who, peer: *peer, body: Vec::new() }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(patterns: &[&str], path: &str) -> Option<(String, Vec<(String, String)>)> {
+        let mut router = Router::new();
+        patterns.iter().for_each(|pattern| router.add(Route::get(pattern)));
+        router.find(path).map(|(pattern, params)| (pattern.to_owned(), params))
+    }
+
+    const STREAMS: &[&str] = &[
+        "/v1/streams",
+        "/v1/streams/{name*}",
+        "/v1/streams/{name*}/messages",
+        "/v1/streams/{name*}/messages/{id}",
+        "/v1/streams/{name*}/turns/{turn}/parts",
+    ];
+
+    #[test]
+    fn a_name_may_hold_slashes_and_the_pattern_with_most_words_wins() {
+        for (path, pattern, params) in [
+            ("/v1/streams", "/v1/streams", ""),
+            ("/v1/streams/a", "/v1/streams/{name*}", "name=a"),
+            ("/v1/streams/a/b/c", "/v1/streams/{name*}", "name=a/b/c"),
+            ("/v1/streams/a/b/messages", "/v1/streams/{name*}/messages", "name=a/b"),
+            ("/v1/streams/a/messages/7", "/v1/streams/{name*}/messages/{id}", "name=a id=7"),
+            ("/v1/streams/a/b/turns/3/parts", "/v1/streams/{name*}/turns/{turn}/parts", "name=a/b turn=3"),
+            ("/v1/streams//b", "/v1/streams/{name*}", "name=/b"),
+            ("/v1/streams/", "/v1/streams/{name*}", "name="),
+        ] {
+            let (at, found) = found(STREAMS, path).unwrap();
+            let found: Vec<String> = found.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            assert_eq!((at.as_str(), found.join(" ").as_str()), (pattern, params), "{path}");
+        }
+        for path in ["/", "/v1", "/v2/streams", "v1/streams", "/v1/streamsx"] {
+            assert_eq!(found(STREAMS, path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_says_which_methods_it_knows() {
+        let mut router = Router::new();
+        router.add(Route::get("/a"));
+        router.add(Route::delete("/a"));
+        assert_eq!(router.allowed("/a"), "GET, HEAD, DELETE, OPTIONS");
+        assert!(
+            router.with_method("/a", Method::Head).is_some(),
+            "HEAD is what GET answers without the body"
+        );
+        assert!(router.with_method("/a", Method::Put).is_none());
+    }
+
+    #[test]
+    #[should_panic(expected = "is there twice")]
+    fn a_route_that_is_added_twice_is_a_mistake_of_ours() {
+        let mut router = Router::new();
+        router.add(Route::get("/a"));
+        router.add(Route::get("/a"));
+    }
+}

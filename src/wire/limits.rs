@@ -117,7 +117,8 @@ pub fn describe(doors: &Doors, metrics: &mut Metrics) {
     };
     let links = sum(doors, |counts| &counts.links);
     metrics.gauge_from("links", "Connections that are open.", move || links() as i64);
-    let counters: [(&'static str, &'static str, fn(&Counts) -> &Count); 10] = [
+    type Counter = (&'static str, &'static str, fn(&Counts) -> &Count);
+    let counters: [Counter; 10] = [
         ("links_accepted", "Connections taken in.", |counts| &counts.accepted),
         ("links_turned_away", "Connections turned away because of a limit.", |counts| &counts.turned_away),
         ("http_requests", "Requests whose head was accepted.", |counts| &counts.requests),

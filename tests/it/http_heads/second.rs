@@ -145,7 +145,7 @@ fn request_target(method: &str, target: &str) -> Option<(Option<String>, String,
         return None;
     }
     let rest = rest.strip_prefix("://")?;
-    let end = rest.find(|c| c == '/' || c == '?').unwrap_or(rest.len());
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, rest) = rest.split_at(end);
     if !uri_host_and_port(authority) {
         return None;
