@@ -226,6 +226,19 @@ fn push_field(line: &mut String, field: &str) {
     line.push('"');
 }
 
+/// A row's place as text that sorts like the rows: what `after` takes.
+pub fn cursor_text(connect_time: Wall, id: Uuid) -> String {
+    format!("{:016x}{}", connect_time.0 as u64 ^ 1 << 63, id.simple())
+}
+
+/// The place a cursor names; nothing if it is none.
+pub fn cursor_from(text: &str) -> Option<(Wall, Uuid)> {
+    let (time, id) = text.split_at_checked(16)?;
+    let time = u64::from_str_radix(time, 16).ok().filter(|_| !time.starts_with('+'))?;
+    let id = Uuid::try_parse(id).ok().filter(|_| id.len() == 32)?;
+    Some((Wall((time ^ 1 << 63) as i64), id))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,6 +294,18 @@ mod tests {
             "00000000-0000-0000-0000-000000000007,ssh,disconnected,2026-11-22T03:04:05.678Z,\
              2026-11-22T03:04:05.678Z,left,0,::1,\"a, \"\"b\"\"\",,,,,,,\"'=cmd\",,\"{\"\"k\"\":\"\"v\"\"}\"\r\n"
         );
+    }
+
+    #[test]
+    fn a_cursor_round_trips_and_nothing_else_is_one() {
+        let id = Uuid::from_u128(7);
+        for time in [0, 1_790_000_000_000_000, -5] {
+            assert_eq!(cursor_from(&cursor_text(Wall(time), id)), Some((Wall(time), id)));
+        }
+        assert!(cursor_text(Wall(-5), id) < cursor_text(Wall(5), id));
+        for text in ["", "7", "é234567890123456", &format!("{}-", cursor_text(Wall(0), id))] {
+            assert_eq!(cursor_from(text), None);
+        }
     }
 
     #[test]

@@ -61,8 +61,10 @@
 //! }
 //! ```
 
+pub mod agents;
 mod auth;
 mod dashboard;
+pub mod connections;
 mod gate;
 #[cfg(feature = "jwt")]
 mod jwt;

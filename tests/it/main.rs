@@ -9,6 +9,9 @@ mod cli_serve;
 mod cli_token;
 #[cfg(feature = "postgres")]
 mod cluster;
+mod cli_config;
+mod cli_help;
+mod cli_serve;
 mod demo;
 mod docs;
 mod doors;
