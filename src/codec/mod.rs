@@ -1,6 +1,7 @@
 //! Bytes to values and back: no I/O, no clock, nothing that waits.
 
 pub mod connection;
+pub mod envelope;
 pub mod json;
 pub mod msgpack;
 pub mod notice;

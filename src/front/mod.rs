@@ -74,6 +74,7 @@ mod reply;
 mod request;
 mod router;
 mod secret;
+pub mod streams;
 mod token;
 
 pub use auth::{Guard, Op, OpenDoor, Principal, Role, Scope};

@@ -14,6 +14,7 @@ pub mod pipe;
 pub mod procedure;
 pub mod relay;
 pub mod replay;
+pub mod replica;
 pub mod retry;
 pub mod seq;
 pub mod session;

@@ -15,6 +15,9 @@ use uuid::Uuid;
 
 use super::time::Wall;
 
+/// The longest message accepted, in bytes of its content: 1 MiB.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
 /// Which parts a message stands for: those of `turn` up to and with number `upto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fold {

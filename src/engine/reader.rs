@@ -1,0 +1,157 @@
+//! Threads that own a store connection each and do what they are handed.
+//!
+//! Rooms and I/O threads never wait for a query: they hand a job to a [`Pool`] and hear of it later. Reads
+//! that bring followers up to date and writes of callers have pools of their own, so that a row lock never
+//! holds up catching up. A full pool gives the job back; whoever asked says so to its caller.
+//!
+//! A writer runs everything that waits as one group ([`StreamStore::group`]): one sync to disk for all of
+//! it. Only then does anybody hear that it was written.
+
+use std::sync::Arc;
+
+use super::worker::{Bounds, Crew, Inbox, Refused, Room, Worker};
+use crate::rt::{Moment, Op, Rt};
+use crate::store::{StoreError, Stores, StreamStore};
+
+/// How many jobs wait for one thread before it is full.
+const JOBS_MAX: usize = 1_024;
+
+/// Something to do with a store, and somebody to tell.
+trait Work: Send {
+    /// Asks the store. Called at most once.
+    fn run(&mut self, store: &mut dyn StreamStore);
+    /// Tells whoever asked; `fate` is what became of the group.
+    fn settle(self: Box<Self>, fate: Result<(), StoreError>);
+}
+
+struct Ask<T, R, S> {
+    run: Option<R>,
+    answer: Option<Result<T, StoreError>>,
+    then: S,
+}
+
+impl<T, R, S> Work for Ask<T, R, S>
+where
+    T: Send,
+    R: FnOnce(&mut dyn StreamStore) -> Result<T, StoreError> + Send,
+    S: FnOnce(Result<T, StoreError>) + Send,
+{
+    fn run(&mut self, store: &mut dyn StreamStore) {
+        if let Some(run) = self.run.take() {
+            self.answer = Some(run(store));
+        }
+    }
+
+    fn settle(self: Box<Self>, fate: Result<(), StoreError>) {
+        let unasked = || Err(StoreError::retry("unreachable", "the store could not be reached"));
+        let answer = self.answer.unwrap_or_else(unasked);
+        (self.then)(fate.and(answer));
+    }
+}
+
+/// Some threads with a store connection each. Cheap to clone.
+#[derive(Clone)]
+pub struct Pool {
+    threads: Arc<[Inbox<Job>]>,
+}
+
+/// A job on its way. What it does is its sender's business.
+pub struct Job(Box<dyn Work>);
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} threads)", self.threads.len())
+    }
+}
+
+impl Pool {
+    /// Starts `threads` threads called `<name>-0…`, each with a connection of its own.
+    ///
+    /// # Errors
+    /// When there is no thread to have. A store that cannot be reached is tried again at each job.
+    pub fn start(
+        crew: &Crew,
+        name: &str,
+        threads: usize,
+        stores: &Arc<dyn Stores>,
+    ) -> crate::Result<(Vec<Worker>, Pool)> {
+        let mut workers = Vec::new();
+        let mut inboxes = Vec::new();
+        for n in 0..threads.max(1) {
+            let (worker, inbox) = Worker::spawn(crew, format!("{name}-{n}"), Bounds::of(JOBS_MAX), |_| {
+                Clerk { rt: crew.rt().clone(), stores: stores.clone(), store: None }
+            })?;
+            workers.push(worker);
+            inboxes.push(inbox);
+        }
+        Ok((workers, Pool { threads: inboxes.into() }))
+    }
+
+    /// Hands a job over: `run` asks the store, `then` is told what came of it, both on the pool's thread.
+    /// Jobs with the same `key` are done in the order they came. Never waits: a thread that has as many jobs
+    /// as it may answers `full` at once.
+    pub fn ask<T: Send + 'static>(
+        &self,
+        key: u64,
+        run: impl FnOnce(&mut dyn StreamStore) -> Result<T, StoreError> + Send + 'static,
+        then: impl FnOnce(Result<T, StoreError>) + Send + 'static,
+    ) {
+        let inbox = &self.threads[(key % self.threads.len() as u64) as usize];
+        let job = Job(Box::new(Ask { run: Some(run), answer: None, then }));
+        let (job, error) = match inbox.try_data(job) {
+            Ok(()) => return,
+            Err(Refused::Full(job)) => {
+                (job, StoreError::retry("full", "too much to do at the moment: try again"))
+            }
+            Err(Refused::Ended(job)) => (job, StoreError::retry("stopped", "the engine has stopped")),
+        };
+        job.0.settle(Err(error));
+    }
+}
+
+/// A thread of a pool.
+struct Clerk {
+    rt: Rt,
+    stores: Arc<dyn Stores>,
+    /// None until the store was reached.
+    store: Option<Box<dyn StreamStore>>,
+}
+
+impl Clerk {
+    fn do_all(&mut self, jobs: &mut [Job]) -> Result<(), StoreError> {
+        self.rt.point(Op::Store, &["streams"]);
+        let store = match &mut self.store {
+            Some(store) => store,
+            none => none.insert(self.stores.streams()?),
+        };
+        match jobs {
+            [job] => job.0.run(store.as_mut()),
+            jobs => store.group(&mut |store| jobs.iter_mut().for_each(|job| job.0.run(store)))?,
+        }
+        Ok(())
+    }
+}
+
+impl Room for Clerk {
+    type Message = Job;
+
+    fn wake(&mut self, _now: Moment, inbox: &mut Vec<Job>) {
+        if inbox.is_empty() {
+            return;
+        }
+        let fate = self.do_all(inbox);
+        for job in inbox.drain(..) {
+            job.0.settle(fate.clone());
+        }
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        None
+    }
+}

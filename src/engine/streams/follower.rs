@@ -1,0 +1,300 @@
+//! A follower as the room holds it: where it stands, and how it is reached.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::codec::sse;
+use crate::codec::token::Token;
+use crate::rt::{Moment, Sender, TrySendError};
+use crate::state::stream::Cursor;
+use crate::wire::{Frame, LinkHandle};
+
+use super::event::{Ended, Event};
+use super::view::Greeted;
+
+/// How many bytes may wait for a follower before it is cut, by default: 1 MiB.
+pub const QUEUE_BYTES_MAX: usize = 1 << 20;
+/// How long the oldest of them may wait: 10 s.
+pub const QUEUE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How often a follower that has not said that it has room again is looked at.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// A number given to each follower of a room.
+pub type FollowerId = u64;
+
+/// Where somebody wants to follow from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// From the first message.
+    Start,
+    /// From what happens next. The message that is being produced is what happens next.
+    Now,
+    /// From where it stood.
+    After(Token),
+}
+
+/// The text format of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Server-sent events.
+    Sse,
+    /// WebSocket text.
+    Ws,
+}
+
+impl Format {
+    /// One event in this format.
+    pub(super) fn frame(self, event: &Event, name: &str, text: bool) -> Frame {
+        let json = event.to_json(name, text);
+        match self {
+            Format::Ws => Frame::text(&json),
+            Format::Sse => Frame::chunk(&Format::sse(event, &json)),
+        }
+    }
+
+    fn sse(event: &Event, json: &str) -> Vec<u8> {
+        let id = event.token.to_string();
+        sse::Event { event: Some(event.what.name()), id: Some(&id), data: json, ..sse::Event::default() }
+            .to_vec()
+    }
+}
+
+/// How a follower is reached.
+#[derive(Debug)]
+pub(super) enum Tap {
+    /// A thread of this process.
+    Channel(Channel),
+    /// A peer over the network.
+    Link {
+        /// The way to it.
+        link: LinkHandle,
+        /// What it reads.
+        format: Format,
+    },
+}
+
+/// A follower in this process: a channel, and what did not fit into it.
+#[derive(Debug)]
+pub(super) struct Channel {
+    events: Sender<Event>,
+    backlog: VecDeque<Event>,
+    bytes: usize,
+    bytes_max: usize,
+    since: Moment,
+    news: Arc<News>,
+}
+
+/// What a follower and its room know of each other besides events.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// Why the follow ended: one more than its place in [`Ended::ALL`].
+    ended: AtomicU8,
+    /// Set while something waits for room in the channel.
+    behind: AtomicBool,
+}
+
+impl News {
+    fn set(&self, why: Ended) {
+        self.ended
+            .store(1 + Ended::ALL.iter().position(|one| *one == why).unwrap_or(0) as u8, Ordering::Release);
+    }
+
+    /// Whether the room waits to be told that there is room. It is asked once.
+    pub(super) fn takes_behind(&self) -> bool {
+        self.behind.load(Ordering::Relaxed) && self.behind.swap(false, Ordering::AcqRel)
+    }
+
+    /// Why the follow ended; `Stopped` if nobody said.
+    pub(super) fn ended(&self) -> Ended {
+        let at = usize::from(self.ended.load(Ordering::Acquire));
+        at.checked_sub(1).and_then(|at| Ended::ALL.get(at)).copied().unwrap_or(Ended::Stopped)
+    }
+}
+
+/// What became of telling a follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It has it, or will have it soon.
+    Well,
+    /// It is gone.
+    Gone,
+    /// It does not keep up.
+    Slow,
+}
+
+impl Channel {
+    /// A follower that reads from the other end of `events`.
+    pub(super) fn new(events: Sender<Event>, bytes_max: usize, news: Arc<News>) -> Channel {
+        Channel { events, backlog: VecDeque::new(), bytes: 0, bytes_max, since: Moment::ZERO, news }
+    }
+
+    /// Tells it, at once or as soon as there is room. History does not count against its bound: the room
+    /// sends the next page when this one was taken.
+    pub(super) fn tell(&mut self, now: Moment, event: Event, counts: bool) -> Told {
+        if self.backlog.is_empty() {
+            match self.events.try_send(event) {
+                Ok(()) => return Told::Well,
+                Err(TrySendError::Disconnected(_)) => return Told::Gone,
+                // Kept here, up to the bound: the room waits for nobody.
+                Err(TrySendError::Full(event)) => self.keep(now, event),
+            }
+        } else {
+            self.keep(now, event);
+        }
+        if counts && self.bytes > self.bytes_max { Told::Slow } else { Told::Well }
+    }
+
+    fn keep(&mut self, now: Moment, event: Event) {
+        if self.backlog.is_empty() {
+            self.since = now;
+        }
+        self.bytes += event.what.weight();
+        self.backlog.push_back(event);
+        self.news.behind.store(true, Ordering::Release);
+    }
+
+    /// Hands over what waits, as far as there is room now.
+    pub(super) fn drain(&mut self, now: Moment) -> Told {
+        while let Some(event) = self.backlog.pop_front() {
+            let weight = event.what.weight();
+            match self.events.try_send(event) {
+                Ok(()) => {
+                    self.bytes -= weight;
+                    self.since = now;
+                }
+                Err(TrySendError::Disconnected(_)) => return Told::Gone,
+                Err(TrySendError::Full(event)) => {
+                    self.backlog.push_front(event);
+                    self.news.behind.store(true, Ordering::Release);
+                    break;
+                }
+            }
+        }
+        let waits = !self.backlog.is_empty();
+        if waits && now.since(self.since) >= QUEUE_WAIT_MAX { Told::Slow } else { Told::Well }
+    }
+
+    /// Whether something waits for room.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// When to look at it again.
+    pub(super) fn deadline(&self, now: Moment) -> Option<Moment> {
+        self.is_behind().then(|| (now + RETRY).min(self.since + QUEUE_WAIT_MAX))
+    }
+
+    /// It ends. If there is no room for the last event it finds out when it has taken what is there.
+    fn end(&self, why: Ended, event: Option<&Event>) {
+        self.news.set(why);
+        if let (true, Some(event)) = (self.backlog.is_empty(), event) {
+            drop(self.events.try_send(event.clone()));
+        }
+    }
+}
+
+/// How far a follower is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It waits for a read that says whether its token is good.
+    Opening {
+        /// The first read that can tell.
+        read: u64,
+    },
+    /// It gets its snapshot.
+    Snapshot(Greeted),
+    /// It is live.
+    Live,
+}
+
+/// A follower.
+#[derive(Debug)]
+pub(super) struct Follower {
+    /// The stream.
+    pub(super) stream: Uuid,
+    /// Where it came from.
+    pub(super) since: Since,
+    /// Whether it wants parts.
+    pub(super) parts: bool,
+    /// Where it stands; while it has joined, where it stood when it did.
+    pub(super) cursor: Cursor,
+    /// How far it is.
+    pub(super) step: Step,
+    /// Whether it has everything that all others have: then it is told with them.
+    pub(super) joined: bool,
+    /// Whether it waits until a page of history has left.
+    pub(super) paced: bool,
+    /// Whether it was told `live`.
+    pub(super) told_live: bool,
+    /// Whether it went on from its token.
+    pub(super) resumed: bool,
+    /// How many messages its snapshot had.
+    pub(super) missed: u64,
+    /// Why an earlier follow of the same client was cut.
+    pub(super) previous: Option<&'static str>,
+    /// How it is reached.
+    pub(super) tap: Tap,
+}
+
+impl Follower {
+    /// Whether more history may be sent to it.
+    pub(super) fn has_credit(&self) -> bool {
+        !self.paced && !matches!(&self.tap, Tap::Channel(channel) if channel.is_behind())
+    }
+
+    /// Tells it alone. History is paced by the room, everything else counts against its bound.
+    pub(super) fn tell(&mut self, now: Moment, events: &[Event], name: &str, text: bool) -> Told {
+        let counts = self.told_live;
+        match &mut self.tap {
+            Tap::Channel(channel) => {
+                let mut told = Told::Well;
+                for event in events {
+                    told = channel.tell(now, event.clone(), counts);
+                    if told != Told::Well {
+                        break;
+                    }
+                }
+                told
+            }
+            Tap::Link { link, format } => {
+                let send = |frame| if counts { link.send(frame) } else { link.send_paced(frame) };
+                match format {
+                    Format::Ws => events.iter().for_each(|event| send(format.frame(event, name, text))),
+                    Format::Sse => {
+                        let mut bytes = Vec::new();
+                        for event in events {
+                            bytes.append(&mut Format::sse(event, &event.to_json(name, text)));
+                        }
+                        if !bytes.is_empty() {
+                            send(Frame::chunk(&bytes));
+                        }
+                    }
+                }
+                Told::Well
+            }
+        }
+    }
+
+    /// Ends it. `event` is the last one it gets, if it is known where it stands.
+    pub(super) fn end(&mut self, why: Ended, event: Option<&Event>, name: &str) {
+        match &mut self.tap {
+            Tap::Channel(channel) => channel.end(why, event),
+            Tap::Link { link, format } => {
+                if let Some(event) = event {
+                    link.send(format.frame(event, name, false));
+                }
+                let code = if why == Ended::Slow { CLOSE_SLOW } else { CLOSE_NORMAL };
+                link.close(code, why.name());
+            }
+        }
+    }
+}
+
+/// A WebSocket whose reader does not keep up is closed with this.
+const CLOSE_SLOW: u16 = 4008;
+/// The end of what there was to say.
+const CLOSE_NORMAL: u16 = 1000;

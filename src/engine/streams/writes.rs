@@ -1,0 +1,316 @@
+//! Writing to streams: what is asked of the writers, and who hears when it is done.
+//!
+//! After a write the notice goes out and the stream's own room is told at once, so that followers here need
+//! not wait for the notice to come round. Whoever asked is answered last.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::bus::{Bus, Notice, StreamNotice};
+use crate::codec::token::{Tag, Token};
+use crate::engine::reader::Pool;
+use crate::engine::worker::{Inbox, Refused};
+use crate::rt::Rt;
+use crate::state::stream::Cursor;
+use crate::store::streams::{
+    Address, Append, Appended, Change, Committed, Dequeued, Draft, Edited, End, Fence, Finished, Interrupted,
+    MessageRow, Queued,
+};
+use crate::store::{StoreError, StreamStore};
+
+use super::StreamError;
+use super::room::{Message, Then};
+
+/// The way to the rooms of all shards.
+#[derive(Clone)]
+pub(super) struct Shards(pub Arc<[Inbox<Message>]>);
+
+impl Shards {
+    /// The room a stream belongs to.
+    pub(super) fn of(&self, stream: Uuid) -> &Inbox<Message> {
+        &self.0[self.index(stream)]
+    }
+
+    /// Which one that is.
+    pub(super) fn index(&self, stream: Uuid) -> usize {
+        let (high, low) = stream.as_u64_pair();
+        ((high ^ low) % self.0.len() as u64) as usize
+    }
+
+    /// Tells a stream's room what was written. A room that has no place for it learns of it from the notice
+    /// or from its poll.
+    pub(super) fn tell(&self, stream: Uuid, message: Message) {
+        if let Err(Refused::Full(_)) = self.of(stream).try_data(message) {
+            log::debug!("streams room full stream={stream}");
+        }
+    }
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The message's id.
+    pub id: u64,
+    /// Where to follow from to see what comes after it.
+    pub token: Token,
+}
+
+/// Where writes are handed in. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Desk {
+    pub rt: Rt,
+    pub writers: Pool,
+    pub bus: Arc<dyn Bus>,
+    /// The rooms are there once the engine has started them.
+    pub shards: Shards,
+}
+
+impl Desk {
+    /// Runs a write of one stream, and then tells `then`.
+    pub(super) fn ask<T: Send + 'static, A: Send + 'static>(
+        &self,
+        key: u64,
+        run: impl FnOnce(&mut dyn StreamStore) -> Result<A, StoreError> + Send + 'static,
+        read: impl FnOnce(&Desk, A) -> Result<T, StreamError> + Send + 'static,
+        then: Then<T>,
+    ) {
+        let desk = self.clone();
+        self.writers.ask(key, run, move |answer| {
+            then(match answer {
+                Ok(answer) => read(&desk, answer),
+                Err(error) => Err(StreamError::Store(error)),
+            });
+        });
+    }
+
+    /// Lets everybody know, here first.
+    pub(super) fn announce(&self, change: &Change, message: Option<MessageRow>) {
+        self.shards.tell(change.stream, Message::Written(change.clone(), message));
+        self.bus.publish(Notice::Stream(StreamNotice {
+            stream: change.stream,
+            pos: change.state.pos,
+            generation: change.state.generation,
+            worker: change.state.status.worker(),
+            turn: change.state.turn_no,
+            deleted: false,
+        }));
+    }
+
+    /// Lets everybody know that a stream is gone.
+    pub(super) fn announce_deleted(&self, stream: Uuid, why: super::event::Ended) {
+        self.shards.tell(stream, Message::Deleted(stream, why));
+        self.bus.publish(Notice::Stream(StreamNotice {
+            stream,
+            pos: u64::MAX,
+            generation: u32::MAX,
+            worker: None,
+            turn: 0,
+            deleted: true,
+        }));
+    }
+
+    /// Appends.
+    pub(super) fn append(&self, at: Address, append: Append, then: Then<Written>) {
+        let key = key_of(&at);
+        let single = match append.messages.as_slice() {
+            [draft] => Some(draft.clone()),
+            _ => None,
+        };
+        self.ask(
+            key,
+            move |store| store.append(&at, &append),
+            move |desk, answer| match answer {
+                Appended::Done { change, last, pos, generation, again, .. } => {
+                    let wall = desk.rt.wall();
+                    let message = single.filter(|_| !again).map(|draft| MessageRow {
+                        id: last,
+                        pos,
+                        kind: draft.kind,
+                        role: draft.role,
+                        content: draft.content,
+                        fold: None,
+                        at: wall,
+                    });
+                    if !again {
+                        desk.announce(&change, message);
+                    }
+                    Ok(Written { id: last, token: token_at(&change, generation, pos) })
+                }
+                Appended::Duplicate { change, .. } => {
+                    let token = token_at(&change, change.state.generation, change.state.history_pos);
+                    Ok(Written { id: change.state.last_msg, token })
+                }
+                Appended::Closed(_) => Err(StreamError::Closed),
+                Appended::Missing => Err(StreamError::Missing),
+                Appended::Gone => Err(StreamError::Gone),
+                Appended::OtherType(is) => Err(StreamError::OtherType { is }),
+                // Only whoever counts is told that it miscounted; a plain append does not.
+                Appended::StaleEpoch(_)
+                | Appended::EpochNotAtZero
+                | Appended::Gap { .. }
+                | Appended::SeqRegressed(_) => {
+                    Err(StreamError::Conflict("the producer's sequence is broken"))
+                }
+            },
+            then,
+        );
+    }
+
+    /// Edits a message, or removes it if there is no draft.
+    pub(super) fn rewrite(&self, at: Address, message: u64, draft: Option<Draft>, then: Then<Written>) {
+        self.ask(
+            key_of(&at),
+            move |store| match draft {
+                Some(draft) => store.edit(&at, message, &draft),
+                None => store.remove(&at, message),
+            },
+            move |desk, answer| match answer {
+                Edited::Done(change) => {
+                    desk.announce(&change, None);
+                    let token = token_at(&change, change.state.generation, change.state.pos);
+                    Ok(Written { id: message, token })
+                }
+                Edited::NoMessage => Err(StreamError::NoMessage { id: message }),
+                Edited::Missing => Err(StreamError::Missing),
+                Edited::Gone => Err(StreamError::Gone),
+            },
+            then,
+        );
+    }
+
+    /// Queues an input.
+    pub(super) fn push(&self, at: Address, input: Draft, key: Option<String>, most: usize, then: Then<u64>) {
+        self.ask(
+            key_of(&at),
+            move |store| store.push(&at, &input, key.as_deref(), most),
+            move |desk, answer| match answer {
+                Queued::Done { change, id, again } => {
+                    if !again {
+                        desk.announce(&change, None);
+                    }
+                    Ok(id)
+                }
+                Queued::Full => Err(StreamError::QueueFull { most }),
+                Queued::Closed(_) => Err(StreamError::Closed),
+                Queued::Missing => Err(StreamError::Missing),
+                Queued::Gone => Err(StreamError::Gone),
+            },
+            then,
+        );
+    }
+
+    /// Takes an input out of the queue.
+    pub(super) fn withdraw(&self, at: Address, input: u64, then: Then<()>) {
+        self.ask(
+            key_of(&at),
+            move |store| store.withdraw(&at, input),
+            move |desk, answer| match answer {
+                Dequeued::Done(change) => {
+                    desk.announce(&change, None);
+                    Ok(())
+                }
+                Dequeued::NoInput => Err(StreamError::NoInput { id: input }),
+                Dequeued::Missing => Err(StreamError::Missing),
+                Dequeued::Gone => Err(StreamError::Gone),
+            },
+            then,
+        );
+    }
+
+    /// Asks whoever runs a stream to stop.
+    pub(super) fn interrupt(&self, at: Address, then: Then<()>) {
+        self.ask(
+            key_of(&at),
+            move |store| store.interrupt(&at),
+            |desk, answer| match answer {
+                Interrupted::Done(change) => {
+                    desk.announce(&change, None);
+                    Ok(())
+                }
+                Interrupted::Nothing(_) => Ok(()),
+                Interrupted::Missing => Err(StreamError::Missing),
+                Interrupted::Gone => Err(StreamError::Gone),
+            },
+            then,
+        );
+    }
+
+    /// Writes a turn's message.
+    pub(super) fn commit(
+        &self,
+        stream: Uuid,
+        fence: Fence,
+        draft: Draft,
+        folded_to: u32,
+        key: Option<String>,
+        then: Then<Written>,
+    ) {
+        let at = Address::Id(stream);
+        self.ask(
+            key_of(&at),
+            move |store| store.commit(&at, fence, &draft, folded_to, key.as_deref()),
+            move |desk, answer| match answer {
+                Committed::Done { change, message, again } => {
+                    let (id, pos) = (message.id, message.pos);
+                    if !again {
+                        desk.announce(&change, Some(message));
+                    }
+                    Ok(Written { id, token: token_at(&change, change.state.generation, pos) })
+                }
+                Committed::TurnLost => {
+                    desk.look_again(stream);
+                    Err(StreamError::TurnLost { turn: fence.turn })
+                }
+                Committed::Closed(_) => Err(StreamError::Closed),
+                Committed::Missing => Err(StreamError::Missing),
+                Committed::Gone => Err(StreamError::Gone),
+            },
+            then,
+        );
+    }
+
+    /// Ends a turn.
+    pub(super) fn end(&self, stream: Uuid, fence: Fence, end: End, then: Then<()>) {
+        let at = Address::Id(stream);
+        self.ask(
+            key_of(&at),
+            move |store| store.finish(&at, fence, &end),
+            move |desk, answer| match answer {
+                Finished::Done(change) => {
+                    desk.announce(&change, None);
+                    Ok(())
+                }
+                Finished::TurnLost => {
+                    // No side effect of a run that lost its stream: only its room looks what there is.
+                    desk.look_again(stream);
+                    Err(StreamError::TurnLost { turn: fence.turn })
+                }
+                Finished::Missing => Err(StreamError::Missing),
+                Finished::Gone => Err(StreamError::Gone),
+            },
+            then,
+        );
+    }
+
+    /// The room does not know what the store knows.
+    fn look_again(&self, stream: Uuid) {
+        self.shards.tell(stream, Message::LookAgain(stream));
+    }
+}
+
+/// Writes of one stream go to one writer, so that they keep their order.
+pub(super) fn key_of(at: &Address) -> u64 {
+    match at {
+        Address::Id(id) => id.as_u64_pair().1,
+        // FNV-1a: which of a handful of writers it is needs no better hash.
+        Address::Name(name) => name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        }),
+    }
+}
+
+/// The token of a position of a stream.
+pub(super) fn token_at(change: &Change, generation: u32, pos: u64) -> Token {
+    Token { tag: Tag(change.tag), cursor: Cursor { generation, pos, turn: 0, part: 0 } }
+}
