@@ -15,6 +15,7 @@ pub mod error;
 pub mod front;
 pub mod metrics;
 pub mod rt;
+pub mod service;
 pub mod spool;
 pub mod state;
 pub mod store;

@@ -72,6 +72,7 @@ mod openapi;
 mod query;
 mod reply;
 mod request;
+pub mod river;
 mod router;
 mod secret;
 pub mod streams;

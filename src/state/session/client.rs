@@ -118,6 +118,13 @@ pub enum Input {
         /// The message, or what is wrong with it.
         envelope: Result<Envelope, &'static str>,
     },
+    /// A message that cannot be taken yet brought this acknowledgement: the server lives.
+    Glimpse {
+        /// The link it came on.
+        link: u64,
+        /// What it acknowledges.
+        ack: u64,
+    },
     /// A link is gone.
     Detached {
         /// The link.
@@ -287,6 +294,12 @@ impl Client {
                 if dial == from || crate::planted!("session_stale_link_delivers") =>
             {
                 self.frame(now, draw, core, dial, since, tick, envelope, sink)
+            }
+            (Link::Connected { dial, since, tick, .. }, Input::Glimpse { link: from, ack })
+                if dial == from =>
+            {
+                core.forget_below(ack, sink);
+                State::Live(core, Link::Connected { dial, since, heard: now, tick })
             }
             (Link::Connected { dial, since, .. }, Input::Detached { link: gone }) if dial == gone => {
                 self.earn(now, since);
