@@ -173,7 +173,10 @@ impl<F: Fn(Ear) -> crate::Result<Box<dyn Bearer>> + Send + Sync + 'static> Diale
     }
 }
 
-type MakeMetadata = dyn Fn() -> Result<Value, String> + Send + Sync;
+/// Told what happens to a session.
+pub type Listener = dyn Fn(&Event) + Send + Sync;
+/// Makes the metadata of a handshake.
+pub type MakeMetadata = dyn Fn() -> Result<Value, String> + Send + Sync;
 
 /// What a client is told once.
 #[derive(Clone)]
@@ -199,7 +202,7 @@ pub struct Options {
     /// The trace of calls.
     pub tracing: Tracing,
     /// Told what happens to the session. Called on the client's own thread: it must not wait.
-    pub listener: Option<Arc<dyn Fn(&Event) + Send + Sync>>,
+    pub listener: Option<Arc<Listener>>,
 }
 
 impl std::fmt::Debug for Options {
@@ -743,7 +746,7 @@ struct ClientRoom {
     caller: Caller,
     metadata: Option<Arc<MakeMetadata>>,
     tracing: Tracing,
-    listener: Option<Arc<dyn Fn(&Event) + Send + Sync>>,
+    listener: Option<Arc<Listener>>,
     link: Option<(u64, Box<dyn Bearer>)>,
     answers: HashMap<String, AnswerSink, Hasher>,
     held_by: BTreeSet<String>,

@@ -134,6 +134,9 @@ impl Call {
     }
 }
 
+/// Opens a call: with its init, whether on the room's thread, and what its further requests must look like.
+type Run = dyn Fn(Opening<'_>, Value, bool, &Arc<Schema>) -> Opened + Send + Sync;
+
 /// A procedure: its shape, what it takes and gives, and its handler.
 pub struct Procedure {
     kind: Kind,
@@ -143,7 +146,7 @@ pub struct Procedure {
     failures: Schema,
     about: Option<String>,
     inline: bool,
-    run: Box<dyn Fn(Opening<'_>, Value, bool, &Arc<Schema>) -> Opened + Send + Sync>,
+    run: Box<Run>,
     checks: Arc<Schema>,
 }
 
@@ -266,11 +269,9 @@ impl Procedure {
             let writable = Writable::new(&opening);
             let (requests, readable) = queue(&opening, begun.ending, data.clone());
             let (answers, handler, call) = (opening.answers(), handler.clone(), begun.call);
+            let scope = writable.scope.clone();
             let job = move || {
-                if let Err(failure) = catch(|| handler(&call, init, readable, writable).map(|()| Value::Null))
-                {
-                    give_up(&answers, failure);
-                }
+                scope.end(&answers, catch(|| handler(&call, init, readable, writable).map(|()| Value::Null)));
             };
             start_or_run(&opening, job, requests, inline)
         })

@@ -170,6 +170,13 @@ impl Ids {
         Ids { prefix, next: 0 }
     }
 
+    /// One id all of whose letters come from the draw: for what must not be guessed from what came before.
+    pub fn drawn(draw: u64) -> String {
+        let mut id = [0; 12];
+        letters(draw, &mut id);
+        String::from_utf8_lossy(&id).into_owned()
+    }
+
     /// The next id.
     pub fn make(&mut self) -> String {
         let mut id = [0; 12];

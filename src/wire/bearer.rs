@@ -199,10 +199,11 @@ impl Bearer for End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        // Whoever lets go of a link without a word has lost it.
+        // Whoever lets go of a link without a word has lost it, and hears no more of it.
         self.out.change(|state| {
             state.closing.get_or_insert(BROKEN);
         });
+        self.back.break_off();
     }
 }
 
@@ -275,7 +276,10 @@ fn carry(lane: &Lane, other: &Lane, rung: &Receiver<()>, ear: &Ear) {
             Load::Broken => break BROKEN,
         }
     };
-    other.break_off();
+    // What is on its way in the other direction still arrives, unless the line was cut.
+    other.change(|state| {
+        state.closing.get_or_insert(BROKEN);
+    });
     ear.hear(Heard::Closed { code });
 }
 

@@ -19,6 +19,7 @@ mod front_scarce;
 mod http_heads;
 mod process;
 mod readme;
+mod sessions;
 mod sim_demo;
 mod sim_doubles;
 mod sim_harness;

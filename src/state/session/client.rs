@@ -467,9 +467,8 @@ impl Client {
     }
 
     fn begin(&mut self, draw: u64, sink: &mut Vec<Action>) -> Core {
-        // The id's letters come from other bits than those of its messages: the session is a secret of its two
-        // ends as long as it has not said anything.
-        let id = format!("session-{}", Ids::new(draw.rotate_left(32) ^ self.dials).make());
+        // Not the draw that its messages' ids begin with: those are seen by whoever sees a message.
+        let id = format!("session-{}", Ids::drawn(draw.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)));
         sink.push(Action::Began { session: id.clone() });
         Core::new(&self.me, &self.server, id, Version::V2_0, draw, self.options)
     }
