@@ -3,8 +3,6 @@
 //! A notice may be lost, doubled or late. A subscriber that may have missed some gets
 //! [`BusEvent::Dropped`] in their place and reads what it watches again.
 
-pub mod local;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;

@@ -160,14 +160,16 @@ fn open_spool(rt: &Rt, directory: &Directory, limits: spool::Limits) -> Result<s
 #[cfg(feature = "postgres")]
 mod postgres {
     use super::*;
-    use crate::store::postgres::{Options, PostgresStores};
+    use crate::bus::postgres::PostgresBus;
+    use crate::store::postgres::{Options, Patience, PostgresStores};
 
     pub(super) fn stores(url: &str, fresh: Identity) -> Result<Arc<dyn Stores>> {
         Ok(Arc::new(PostgresStores::connect(url, Options::default(), fresh)?))
     }
 
-    pub(super) fn bus(rt: &Rt, _url: &str) -> Result<Arc<dyn Bus>> {
-        Ok(Arc::new(LocalBus::new()))
+    pub(super) fn bus(rt: &Rt, url: &str) -> Result<Arc<dyn Bus>> {
+        let bus = PostgresBus::start(rt, url, Patience::default());
+        Ok(Arc::new(bus.map_err(|error| Error::from(error).while_("connecting the bus"))?))
     }
 }
 

@@ -63,8 +63,8 @@
 
 pub mod agents;
 mod auth;
-mod dashboard;
 pub mod connections;
+mod dashboard;
 mod gate;
 #[cfg(feature = "jwt")]
 mod jwt;

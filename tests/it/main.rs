@@ -1,5 +1,4 @@
 //! The one integration binary: one file a subject, names are sentences of behaviour.
-
 mod batching;
 #[cfg(feature = "postgres")]
 mod bus_postgres;
@@ -9,9 +8,6 @@ mod cli_serve;
 mod cli_token;
 #[cfg(feature = "postgres")]
 mod cluster;
-mod cli_config;
-mod cli_help;
-mod cli_serve;
 mod demo;
 mod docs;
 mod doors;

@@ -317,7 +317,7 @@ impl TestBus {
         let sinks = std::mem::take(&mut *self.sinks.lock().unwrap());
         let mut kept: Vec<Sink> = sinks
             .into_iter()
-            .filter_map(|mut sink| match sink(event.clone()) {
+            .filter_map(|sink| match sink(event.clone()) {
                 Delivery::Gone => None,
                 Delivery::Taken | Delivery::Full => Some(sink),
             })

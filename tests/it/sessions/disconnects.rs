@@ -158,7 +158,7 @@ fn a_client_of_a_server_that_was_restarted_starts_anew_at_once() {
     let (told, tellings) = rt.channel("events", 64);
     let dialed = server.clone();
     let dialer = DialWith::new(&rt, move |ear| Ok(dialed.lock().memory(ear)?.0));
-    let listener = move |event: &Event| drop(told.try_send(event.clone()).is_ok());
+    let listener = move |event: &Event| _ = told.try_send(event.clone());
     let options = Options { timing: quiet(), listener: Some(Arc::new(listener)), ..Options::default() };
     let client = Client::start(&rt, "client", "SERVER", Arc::new(dialer), options).unwrap();
     assert!(client.rpc::<_, Value>("interop", "echo", &1).is_ok());

@@ -380,7 +380,7 @@ fn a_client_that_is_not_let_in_is_told_and_does_not_come_back() {
     ] {
         let (told, tellings) = stage.rt.channel("events", 16);
         let (options, _) = with_tokens(tokens);
-        let listener = move |event: &Event| drop(told.try_send(event.clone()).is_ok());
+        let listener = move |event: &Event| _ = told.try_send(event.clone());
         let remote = stage.client_with("bob", Options { listener: Some(Arc::new(listener)), ..options });
         let failure = remote.client.rpc::<_, Value>("extra", "metadata", &()).unwrap_err();
         assert_eq!(failure.code, "UNEXPECTED_DISCONNECT");
@@ -425,7 +425,7 @@ fn a_client_that_cannot_refresh_loses_its_session() {
     let stage = guarded(metadata_service());
     let (told, tellings) = stage.rt.channel("events", 64);
     let (options, _) = with_tokens(&["short", "bad"]);
-    let listener = move |event: &Event| drop(told.try_send(event.clone()).is_ok());
+    let listener = move |event: &Event| _ = told.try_send(event.clone());
     let options = Options { listener: Some(Arc::new(listener)), reconnects: false, ..options };
     let remote = stage.client_with("ann", options);
     assert!(remote.client.rpc::<_, Value>("extra", "metadata", &()).is_ok());
