@@ -8,7 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What a rule lets pass, where, and why. An exception nobody needs any more is itself a breach.
-const ALLOWED: &[Allowed] = &[];
+const ALLOWED: &[Allowed] = &[Allowed {
+    rule: "layers",
+    file: "src/bus/postgres.rs",
+    text: "crate::store::",
+    why: "the bus and the stores speak to one PostgreSQL, which is dialed, and whose errors are read, in one way",
+}];
 
 struct Allowed {
     rule: &'static str,
