@@ -5,9 +5,12 @@
 //! cannot be written is never dropped: connection rows go to the retry room, metadata goes back into
 //! the batch unless something newer is there.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+
+use uuid::Uuid;
 
 use super::backends::Fan;
 use super::connections::ConnectionDoor;
@@ -153,8 +156,20 @@ impl FlushConnections {
         moved(merged, &self.ledger.pending, &self.ledger.merged);
     }
 
+    /// Writes or hands on what is left of the time before, and only then what the door holds: what
+    /// cannot be handed on stays there, and fills it.
     fn flush(&mut self, now: Moment, reason: Reason) {
+        if !self.empty_batch(now, reason) {
+            return;
+        }
         self.gather(now);
+        if self.empty_batch(now, reason) {
+            self.timer.flushed();
+        }
+    }
+
+    /// Whether everything in the batch was written or handed on.
+    fn empty_batch(&mut self, now: Moment, reason: Reason) -> bool {
         while !self.batch.is_empty() {
             let rows: Vec<Row> =
                 self.batch.take_some(ROWS_PER_STATEMENT).into_iter().map(|(_, row)| row).collect();
@@ -172,10 +187,10 @@ impl FlushConnections {
                     self.batch.add(now, row.key(), row);
                 }
                 self.timer.not_before = Some(now + STALLED);
-                return;
+                return false;
             }
         }
-        self.timer.flushed();
+        true
     }
 
     fn write(&mut self, reason: Reason, rows: Vec<Row>) -> Option<(Vec<Row>, Failure)> {
@@ -306,6 +321,9 @@ pub(super) struct FlushMetadata {
     batch: Batch<metadata::Key, metadata::Entry>,
     timer: Timer,
     backoff: Backoff,
+    /// Agents of writes that failed and may have been committed all the same: when the same values
+    /// are written again nothing changes, and still nobody was told.
+    doubtful: BTreeSet<Uuid>,
     statement: usize,
     sight: Sight,
     figures: Flushes,
@@ -352,6 +370,7 @@ impl FlushMetadata {
             timer: Timer::new(parts.bounds.capacity, parts.bounds.interval),
             statement: parts.bounds.capacity.clamp(1, crate::store::metadata::ROWS_PER_STATEMENT),
             backoff,
+            doubtful: BTreeSet::new(),
             store: None,
             rt: parts.rt,
             door: parts.door,
@@ -445,12 +464,17 @@ impl FlushMetadata {
                     ranges.extend([middle..range.end, range.start..middle]);
                 }
                 Err(error) => {
+                    self.doubtful.extend(entries.iter().map(|(key, _)| key.agent));
                     self.notify(changed);
                     return Err((entries, error));
                 }
             }
         }
         self.figures.written(reason, entries.len(), self.rt.now().since(began));
+        if crate::planted!("notice_before_commit") {
+            return Ok(());
+        }
+        changed.extend(std::mem::take(&mut self.doubtful));
         self.notify(changed);
         Ok(())
     }
@@ -463,7 +487,7 @@ impl FlushMetadata {
     }
 
     /// Says who has new values, after the commit and apart from it.
-    fn notify(&self, mut agents: Vec<uuid::Uuid>) {
+    fn notify(&self, mut agents: Vec<Uuid>) {
         agents.sort_unstable();
         agents.dedup();
         for chunk in agents.chunks(AGENTS_PER_NOTICE) {

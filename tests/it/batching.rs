@@ -392,6 +392,8 @@ fn of_the_backends_one_fails_one_hangs_one_panics_and_the_others_get_everything(
         ),
     ];
     let mut rig = Plan { backends, ..Plan::new(&rt) }.start();
+    // Let go of before the rig is, should an assertion fail: its end waits for all backends.
+    let go = go;
     for n in 0..100 {
         rig.connections.record(visit(n)).unwrap();
         rig.connections.flush().unwrap();
@@ -401,7 +403,7 @@ fn of_the_backends_one_fails_one_hangs_one_panics_and_the_others_get_everything(
     assert_eq!(rig.crew.poisoned(), None, "its panic is not the engine's");
     let text = rig.metrics.text();
     assert!(text.contains(r#"towpath_backend_failures_total{backend="fails"} 100"#), "{text}");
-    assert!(text.contains(r#"towpath_backend_dropped_total{backend="hangs"} 35"#), "{text}");
+    assert!(text.contains(r#"towpath_backend_dropped_total{backend="hangs"} 3"#), "{text}");
     drop(go);
     rig.stop();
     assert!(closed.load(Relaxed));
