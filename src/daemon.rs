@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use crate::config::{Config, ListenAt, OrOff};
 use crate::engine::worker::Crew;
-use crate::front::{Credentials, Gate, Router, Tokens, add_dashboard};
+use crate::front::{self, Credentials, Gate, Router, Tokens, add_dashboard};
 use crate::metrics::{Described, Metrics};
 use crate::rt::{Moment, Receiver, RecvTimeoutError, Rt, Thread};
 use crate::wire::{Bound, IoThreads, Limits, Listener, Running};
@@ -186,13 +186,21 @@ impl Daemon {
         let mut metrics = Metrics::new();
         figures::of_the_process(&mut metrics, rt);
         figures::of_the_doors(&mut metrics, io.doors());
-        let parts = Parts::start(&crew, config, &directory, &mut metrics)?;
+        let parts = Parts::start(&crew, config, &directory, &mut metrics, &io.wire())?;
         let trouble = parts.store_trouble.clone();
         condition.check_with(vec![Box::new(directory.has_room()), Box::new(move || trouble.lock().clone())]);
         let gate = Arc::new(gate(rt, config)?);
         let mut router = Router::new();
         router.guard(gate.clone());
         add_dashboard(&mut router);
+        front::streams::routes(&mut router, parts.streams.streams());
+        let others = [
+            front::agents::routes(&parts.metadata),
+            // With a receipt only where the caller asks for one (`Prefer: durable`).
+            front::connections::routes(&parts.connections, false),
+            front::replicas::routes(parts.replicas.replicas()),
+        ];
+        others.into_iter().flatten().for_each(|route| router.add(route));
 
         let figures = metrics.described();
         operations::add_routes(&mut router, &condition, &gate, metrics.into_exposition());
@@ -231,6 +239,7 @@ impl Daemon {
     fn stop(self, window: Duration, deadline: Moment) {
         self.condition.drain();
         log::info!(target: "towpath/draining", "draining");
+        self.parts.streams.streams().drain();
         self.drain_links(window, deadline);
         self.parts.end_by(deadline);
         drop(self.doors);

@@ -13,18 +13,23 @@ use crate::config::{Config, StoreAt, WhenFull};
 use crate::engine::connections::{ConnectionOutside, ConnectionRooms, ConnectionSettings, Connections};
 use crate::engine::lookups::Lookups;
 use crate::engine::metadata::{Metadata, MetadataOutside, MetadataRooms, MetadataSettings};
+use crate::engine::replicas::{ReplicasConfig, ReplicasEngine};
+use crate::engine::streams::{StreamsConfig, StreamsEngine};
 use crate::engine::worker::{Bounds, Crew, Worker};
 use crate::metrics::Metrics;
 use crate::rt::{Moment, Rt};
 use crate::spool;
 use crate::store::sqlite::SqliteStores;
 use crate::store::{Identity, Stores};
+use crate::wire::{Doors, Wire};
 use crate::{Code, Error, Result};
 
 /// Everything that runs over the store.
 pub(super) struct Parts {
     pub(super) metadata: Metadata,
     pub(super) connections: Connections,
+    pub(super) replicas: ReplicasEngine,
+    pub(super) streams: StreamsEngine,
     pub(super) store_trouble: Found,
     rooms: Rooms,
 }
@@ -45,6 +50,7 @@ impl Parts {
         config: &Config,
         directory: &Directory,
         metrics: &mut Metrics,
+        wire: &Arc<dyn Wire>,
     ) -> Result<Parts> {
         let rt = crew.rt();
         let stores = open_stores(rt, config, directory)?;
@@ -88,6 +94,9 @@ impl Parts {
             settings,
             MetadataOutside { crew, stores: stores.clone(), bus: bus.clone(), lookups, metrics },
         )?;
+        let me = rt.uuid_v7();
+        let replicas = ReplicasEngine::start(crew, this_replica(me), &*stores, &bus, Some(wire.clone()))?;
+        let streams = start_streams(crew, me, &stores, &bus, wire.doors())?;
         let store_trouble = Found::default();
         let probe = Probe::new(stores.clone(), store_trouble.clone(), rt.now());
         let (probe, _) = Worker::spawn(crew, "probe", Bounds::of(1), |_| probe)?;
@@ -99,7 +108,7 @@ impl Parts {
             _bus: bus,
             _stores: stores,
         };
-        Ok(Parts { metadata, connections, store_trouble, rooms })
+        Ok(Parts { metadata, connections, replicas, streams, store_trouble, rooms })
     }
 
     /// What is held, for a dump.
@@ -118,6 +127,35 @@ impl Parts {
         self.rooms.metadata.end_by(deadline);
         self.rooms.connections.end_by(deadline);
     }
+}
+
+/// This process, as its peers see it.
+fn this_replica(id: Uuid) -> ReplicasConfig {
+    ReplicasConfig {
+        id,
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        relay_url: None,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// One room a processor; twice as many readers, since catching up is mostly waiting for the store.
+fn start_streams(
+    crew: &Crew,
+    me: Uuid,
+    stores: &Arc<dyn Stores>,
+    bus: &Arc<dyn Bus>,
+    doors: &Doors,
+) -> Result<StreamsEngine> {
+    let threads = crate::rt::parallelism();
+    let config = StreamsConfig {
+        doors: Some(doors.clone()),
+        shards: threads,
+        readers: 2 * threads,
+        writers: threads,
+        ..StreamsConfig::new(me, stores.clone(), bus.clone())
+    };
+    StreamsEngine::start(crew, config)
 }
 
 fn in_memory(number: u64) -> usize {

@@ -70,6 +70,7 @@ mod gate;
 mod jwt;
 mod openapi;
 mod query;
+pub mod replicas;
 mod reply;
 mod request;
 pub mod river;

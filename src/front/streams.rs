@@ -296,7 +296,7 @@ fn since(text: Option<&str>) -> Result<Since, Response> {
     }
 }
 
-fn rfc3339(wall: Wall) -> String {
+pub(super) fn rfc3339(wall: Wall) -> String {
     match jiff::Timestamp::from_microsecond(wall.as_micros()) {
         Ok(at) => at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
         // Beyond the year 9999, where no store's clock is.
