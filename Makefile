@@ -1,7 +1,7 @@
 # A few words for people. Anything longer than two lines is a script in tests/ or Rust.
 .DEFAULT_GOAL := words
 SHELL := bash
-.PHONY: words run test check setup sim install flake doc
+.PHONY: words run test check setup sim bench bench-check examples install flake
 
 LISTEN ?= 127.0.0.1:7700
 DATA ?= towpath-data
@@ -26,8 +26,17 @@ check: ## fmt, clippy, rustdoc (warnings are errors), the walls (tidy)
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	cargo test --locked --test it tidy
 
-sim: ## the simulated engines over SEEDS= seeds (SEED= plays one again)
-	SEEDS=$(SEEDS) cargo test --locked --release --test it sim_ -- --nocapture
+sim: ## the simulated engines over SEEDS= seeds, with figures (SEED= or TAPE= with TEST= plays one again)
+	SEEDS=$(SEEDS) cargo test --locked --release --test it $(or $(TEST),sim_) -- --nocapture
+
+bench: ## each hot path beside its floor (BENCH= part of a name, BENCH_PAIRS= how many pairs)
+	cargo run --locked --release --manifest-path tests/bench/Cargo.toml --target-dir target
+
+bench-check: ## the same, and fails if a case falls short of its goal
+	cargo run --locked --release --manifest-path tests/bench/Cargo.toml --target-dir target -- --check
+
+examples: ## run the short examples
+	cargo run --locked --quiet --example find_a_race
 
 flake: ## the whole suite RUNS= times; one failure is a failure
 	for run in $$(seq $(RUNS)); do echo "run $$run"; cargo test --locked --quiet || exit 1; done
