@@ -1289,7 +1289,8 @@ impl<D: Database> StreamStore for StreamRows<D> {
             sql.query(
                 "UPDATE streams SET lease_until = towpath_after(?2), expires_at = CASE WHEN ttl_s IS NULL \
                  THEN expires_at ELSE towpath_after(ttl_s * 1000000) END \
-                 WHERE worker = ?1 RETURNING id, turn_no, status, lease_until",
+                 WHERE id IN (SELECT id FROM streams WHERE worker = ?1 ORDER BY id /*lock*/) \
+                 RETURNING id, turn_no, status, lease_until",
                 args![worker, micros(lease_for)],
             )?
             .into_iter()

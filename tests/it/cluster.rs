@@ -64,9 +64,29 @@ impl Cluster {
 
     /// Starts the server and waits until it answers.
     pub(crate) fn up(&self) -> Result<(), String> {
+        self.up_with("")
+    }
+
+    /// Starts the server with TLS and a certificate that it signed itself; the certificate's file.
+    pub(crate) fn up_with_tls(&self) -> Result<PathBuf, String> {
+        let request = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 \
+                       -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE \
+                       -keyout server.key -out server.crt";
+        let made = self.command(Path::new("openssl")).args(request.split(' ')).stderr(Stdio::null()).status();
+        if !made.map_err(|e| format!("openssl: {e}"))?.success() {
+            return Err("openssl made no certificate".into());
+        }
+        let file = |name: &str| self.base.join(name);
+        let (certificate, key) = (file("server.crt"), file("server.key"));
+        let options =
+            format!("-c ssl=on -c ssl_cert_file={} -c ssl_key_file={}", certificate.display(), key.display());
+        self.up_with(&options).map(|()| certificate)
+    }
+
+    fn up_with(&self, more: &str) -> Result<(), String> {
         let options = format!(
             "-p {} -k {} -c listen_addresses=127.0.0.1 -c max_connections=200 -c fsync=on \
-             -c shared_buffers=64MB -c log_min_messages=fatal",
+             -c shared_buffers=64MB -c log_min_messages=fatal {more}",
             self.port,
             self.base.display()
         );
@@ -92,12 +112,19 @@ impl Cluster {
         self.url(&name)
     }
 
-    fn run(&self, program: &str, args: &[&str]) -> Result<(), String> {
-        let mut command = Command::new(self.bin.join(program));
-        command.args(args).current_dir(&self.base).stdin(Stdio::null()).stdout(Stdio::null());
+    /// A program run as the server's user, in its folder.
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.base).stdin(Stdio::null()).stdout(Stdio::null());
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid);
         }
+        command
+    }
+
+    fn run(&self, program: &str, args: &[&str]) -> Result<(), String> {
+        let mut command = self.command(&self.bin.join(program));
+        command.args(args);
         // Not a pipe: the server would inherit it and hold it open.
         let errors = fs::File::create(self.base.join("errors")).map_err(|e| e.to_string())?;
         let status = command.stderr(errors).status().map_err(|e| format!("{program}: {e}"))?;

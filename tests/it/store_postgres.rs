@@ -356,3 +356,51 @@ fn wrong_credentials_are_not_worth_another_try() {
     let Err(error) = connect(&url.replace("postgres@", "nobody-here@")) else { panic!("no such role") };
     assert_eq!((error.class, error.code), (Class::Fatal, "credentials"), "{error}");
 }
+
+#[test]
+fn tls_is_used_when_the_address_asks_and_the_server_must_prove_itself_when_told_how() {
+    if database().is_none() {
+        return;
+    }
+    let server = Cluster::start().expect("a server of its own");
+    server.down("fast").expect("stopped");
+    let certificate = match server.up_with_tls() {
+        Ok(certificate) => certificate,
+        Err(why) => return eprintln!("\n*** SKIPPED, needs PostgreSQL with TLS and openssl: {why}\n"),
+    };
+    let url = server.url("postgres");
+    let encrypted = |url: &str| {
+        let stores = connect(url)?;
+        let mut client =
+            postgres::Client::connect(&server.url("postgres"), postgres::NoTls).expect("connects");
+        let mut store = stores.streams()?;
+        store.ping()?;
+        let row = client.query_one("SELECT count(*) FROM pg_stat_ssl WHERE ssl", &[]).expect("read");
+        Ok::<bool, StoreError>(row.get::<_, i64>(0) > 0)
+    };
+    assert_eq!(encrypted(&url), Ok(false));
+    assert_eq!(encrypted(&format!("{url}?sslmode=require")), Ok(true));
+    let root = certificate.display();
+    assert_eq!(encrypted(&format!("{url}?sslmode=verify-full&sslrootcert={root}")), Ok(true));
+    // Another authority: nobody is who they say.
+    let other = tempfile::NamedTempFile::new().expect("a temporary file");
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=other",
+            "-keyout",
+            "/dev/null",
+            "-out",
+        ])
+        .arg(other.path())
+        .stderr(std::process::Stdio::null())
+        .status();
+    assert!(made.expect("openssl ran").success());
+    let other = format!("{url}?sslmode=verify-full&sslrootcert={}", other.path().display());
+    assert!(encrypted(&other).is_err());
+}
