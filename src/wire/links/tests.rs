@@ -1,9 +1,12 @@
-use std::sync::atomic::AtomicUsize;
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::rt;
+use crate::wire::frame::Frame;
 use crate::wire::http::{Head, Response};
-use crate::wire::link::{Doors, Front, LinkBatch, Outlet};
+use crate::wire::link::{Doors, Exchange, Front, LinkBatch, Opening, Outlet, Owner, Plan};
+use crate::wire::websocket::Outgoing as WsFrame;
 
 /// Answers `/now`, drops what asks for `/never` into a list, opens events on `/events`, a WebSocket on `/ws`
 /// and streams bodies of `/body`.
