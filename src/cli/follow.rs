@@ -36,6 +36,31 @@ pub(super) struct Follow {
     until_done: bool,
 }
 
+/// When to stop.
+#[derive(Default)]
+struct End {
+    until_done: bool,
+    /// Nothing runs and nothing waits.
+    quiet: bool,
+    /// The snapshot is complete: what was missed has been printed.
+    live: bool,
+}
+
+impl End {
+    fn reached(&mut self, event: &Value) -> bool {
+        match event["t"].as_str() {
+            Some("closed") => return true,
+            Some("hello") => self.live = false,
+            Some("live") => self.live = true,
+            Some("status") => {
+                self.quiet = matches!(event["d"]["status"].as_str(), Some("done" | "failed" | "idle"));
+            }
+            _ => {}
+        }
+        self.until_done && self.quiet && self.live
+    }
+}
+
 /// What is printed where a draft is on the line.
 #[derive(Default)]
 struct Printer {
@@ -51,6 +76,7 @@ impl Follow {
         let mut wait = Backoff::new(COME_BACK);
         let mut rand = rt.rand("follow");
         let mut since = self.since.clone();
+        let mut end = End { until_done: self.until_done, ..End::default() };
         let mut printer = Printer { json: self.json, ..Printer::default() };
         loop {
             let parts = u8::from(!self.no_parts);
@@ -70,7 +96,7 @@ impl Follow {
                                     token.clone_into(&mut since);
                                 }
                                 printer.print(&event)?;
-                                if self.is_over(&event) {
+                                if end.reached(&event) {
                                     return Ok(());
                                 }
                             }
@@ -90,16 +116,6 @@ impl Follow {
             if let Next::TryAt(moment) = wait.failed(rt.now(), rand.next_u64()) {
                 rt.sleep_until(moment);
             }
-        }
-    }
-
-    fn is_over(&self, event: &Value) -> bool {
-        match event["t"].as_str() {
-            Some("closed") => true,
-            Some("status") if self.until_done => {
-                matches!(event["d"]["status"].as_str(), Some("done" | "failed" | "idle"))
-            }
-            _ => false,
         }
     }
 }
@@ -143,7 +159,8 @@ impl Printer {
                 let shown = self.draft && d["turn"].is_u64();
                 self.end_line(&mut out)?;
                 if !shown {
-                    writeln!(out, "{}: {}", d["role"].as_str().unwrap_or("-"), text_of(&d["content"]))?;
+                    let said = text_of(&d["content"]);
+                    writeln!(out, "{}: {}", d["role"].as_str().unwrap_or("-"), said.trim_end_matches('\n'))?;
                 }
             }
             "reset" => {
@@ -184,6 +201,16 @@ impl From<serde_json::Error> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_is_behind_the_snapshot() {
+        let mut end = End { until_done: true, ..End::default() };
+        let told = |t: &str, status: &str| serde_json::json!({ "t": t, "d": { "status": status } });
+        assert!(!end.reached(&told("status", "done")));
+        assert!(end.reached(&told("live", "")));
+        assert!(!end.reached(&told("status", "running")));
+        assert!(end.reached(&told("status", "failed")));
+    }
 
     #[test]
     fn events_are_read_with_their_comments_and_ids_left_out() {

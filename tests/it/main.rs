@@ -5,6 +5,7 @@ mod bus_postgres;
 mod cli_config;
 mod cli_help;
 mod cli_serve;
+mod cli_streams;
 mod cli_token;
 #[cfg(feature = "postgres")]
 mod cluster;
