@@ -63,7 +63,7 @@ const act = async (what) => {
 
 // ---------------------------------------------------------------- one socket
 
-const socket = { ws: null, wait: 250, next: 1, follow: null, watched: new Map() };
+const socket = { ws: null, wait: 250, next: 1, follow: null };
 
 function say(message) {
   if (socket.ws?.readyState === WebSocket.OPEN) socket.ws.send(JSON.stringify({ id: socket.next++, ...message }));
@@ -79,7 +79,6 @@ async function connect() {
     socket.wait = 250;
     setLink("live", "good");
     if (socket.follow) followNow();
-    for (const agent of socket.watched.keys()) say({ op: "watch", agent });
   };
   ws.onmessage = (frame) => heard(JSON.parse(frame.data));
   ws.onclose = () => {
@@ -100,7 +99,6 @@ function heard(event) {
     if (event.error) tell(new Error(event.error.detail || event.error.code));
     return;
   }
-  if (event.t === "metadata") return showAgent(event.agent ?? event.d?.agent, event.d?.metadata ?? event.d);
   if (socket.follow && event.s === socket.follow.name) followed(event);
 }
 
@@ -214,32 +212,59 @@ $("new-stream").onsubmit = (event) => {
 
 // ---------------------------------------------------------------- agents
 
+// One live read brings all agents whose name begins so; a fetch, since EventSource can send no token.
+const fleet = { cards: new Map(), reading: null };
+
 async function agents() {
-  const found = await askJson(`/v1/agents?prefix=${encodeURIComponent($("agent-prefix").value)}`);
-  const list = (found.agents ?? []).slice(0, 60);
-  const wanted = new Set(list.map((a) => a.id ?? a.agent));
-  for (const [id, card] of socket.watched) {
+  const prefix = $("agent-prefix").value;
+  const found = await askJson(`/v1/agents?prefix=${encodeURIComponent(prefix)}`);
+  const list = (found.agents ?? []).slice(0, 120);
+  const wanted = new Map(list.map((agent) => [agent.id ?? agent.agent, agent]));
+  for (const [id, card] of fleet.cards) {
     if (wanted.has(id)) continue;
-    say({ op: "unwatch", agent: id });
     card.remove();
-    socket.watched.delete(id);
+    fleet.cards.delete(id);
   }
-  for (const agent of list) {
-    const id = agent.id ?? agent.agent;
-    if (socket.watched.has(id)) continue;
-    const card = el("div", { class: "card" }, el("h2", {}, agent.name ?? short(id)), el("dl", {}));
-    socket.watched.set(id, card);
+  for (const [id, agent] of wanted) {
+    if (fleet.cards.has(id)) continue;
+    const card = el("div", { class: "card" }, el("h2", {}, agent.name || short(id)), el("dl", {}));
+    fleet.cards.set(id, card);
     $("agent-cards").append(card);
-    say({ op: "watch", agent: id });
   }
-  if (!list.length) $("agent-cards").replaceChildren(el("p", { class: "empty" }, "No agent has reported."));
-  else $("agent-cards").querySelector(".empty")?.remove();
+  $("agent-cards").querySelector(".empty")?.remove();
+  if (!list.length) $("agent-cards").append(el("p", { class: "empty" }, "No agent has reported."));
+  if (fleet.reading?.prefix !== prefix) watchAgents(prefix);
 }
 
-function showAgent(id, rows) {
-  const card = socket.watched.get(id);
-  if (!card || !Array.isArray(rows)) return;
-  card.querySelector("dl").replaceChildren(...rows.slice(0, 24).flatMap((row) => [
+async function watchAgents(prefix) {
+  fleet.reading?.stop.abort();
+  const reading = { prefix, stop: new AbortController() };
+  fleet.reading = reading;
+  try {
+    const answer = await ask(`/v1/agents/watch?prefix=${encodeURIComponent(prefix)}`, { headers: { accept: "text/event-stream" }, signal: reading.stop.signal });
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let held = "";
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      const events = (held + value).split("\n\n");
+      held = events.pop();
+      for (const event of events) {
+        const data = event.split("\n").filter((l) => l.startsWith("data:")).map((l) => l.slice(5)).join("\n");
+        if (data) showAgent(JSON.parse(data));
+      }
+    }
+  } catch (error) {
+    if (error.name !== "AbortError") tell(error);
+  }
+  // The next look at the list begins another.
+  if (fleet.reading === reading) fleet.reading = null;
+}
+
+function showAgent({ agent, metadata }) {
+  const card = fleet.cards.get(agent);
+  if (!card || !Array.isArray(metadata)) return;
+  card.querySelector("dl").replaceChildren(...metadata.slice(0, 24).flatMap((row) => [
     el("dt", {}, row.display_name || row.key),
     el("dd", { class: row.error ? "bad" : "", title: row.error || row.collected_at || "" }, row.error || row.value),
   ]));
@@ -353,6 +378,7 @@ let shown = "streams";
 
 function show(tab) {
   shown = parts[tab] ? tab : "streams";
+  if (shown !== "agents") fleet.reading?.stop.abort();
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== shown;
   for (const button of document.querySelectorAll("nav button")) {
     if (button.dataset.tab === shown) button.setAttribute("aria-current", "page");
