@@ -197,6 +197,23 @@ settings! {
         token_file: OrOff<PathBuf> = "off", live;
     }
 
+    /// Byte streams that outlive their connections.
+    pipes: Pipes {
+        /// What pipes may lead to. Nothing, unless it is listed: `host:port`, `host:1000-2000`,
+        /// `10.0.0.0/8:22`, `[fd00::]/8:*`, `*:443`, `unix:/path`. What a name resolves to is what counts;
+        /// `*` means neither this machine nor link-local addresses. Pipes whose target is taken off the
+        /// list end when their client next comes back.
+        allow: Vec<String> = "", live;
+        /// How long a pipe without a connection is kept for its client. `"off"` keeps it for ever. Longer
+        /// than the longest time a laptop stays closed.
+        grace: OrOff<Duration> = "24h", restart;
+        /// How much may lie between the two ends of a pipe, in each direction, between 64 KiB and 256 MiB.
+        /// 8 MiB carry 560 Mbit/s over a round trip of 120 ms. Held only while it is not acknowledged.
+        window: Size = "8MiB", restart;
+        /// How much all pipes together may hold; above it the big ones are slowed down.
+        budget: Size = "512MiB", restart;
+    }
+
     /// What the daemon says about itself, on standard error.
     log: Log {
         /// How much.

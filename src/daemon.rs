@@ -21,6 +21,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::config::{Config, ListenAt, OrOff};
+use crate::engine::pipes::allow::Allow;
+use crate::engine::pipes::{self, Pipes};
 use crate::engine::worker::Crew;
 use crate::front::{self, Credentials, Gate, Router, Tokens, add_dashboard};
 use crate::metrics::{Described, Metrics};
@@ -87,7 +89,7 @@ pub fn serve(mut config: Config, callbacks: Callbacks<'_>) -> Result<Ended> {
             Ok(Asked::Stop) | Err(RecvTimeoutError::Disconnected) => break Ended::Clean,
             Ok(Asked::Reload) => {
                 manager.reloading(rt.now().0 / 1_000);
-                reload(&daemon.gate, &mut config, callbacks.reload);
+                reload(&daemon, &mut config, callbacks.reload);
                 manager.ready("serving");
             }
             Ok(Asked::Dump) => log::info!(target: "towpath/dump", "{}", daemon.dump(&config)),
@@ -104,16 +106,21 @@ pub fn serve(mut config: Config, callbacks: Callbacks<'_>) -> Result<Ended> {
 }
 
 /// All or nothing: an error keeps what holds.
-fn reload(gate: &Gate, config: &mut Config, read: &mut dyn FnMut() -> Result<Config, String>) {
-    let read = read().and_then(|new| Ok((tokens(&new).map_err(|error| error.to_string())?, new)));
-    let (tokens, new) = match read {
+fn reload(daemon: &Daemon, config: &mut Config, read: &mut dyn FnMut() -> Result<Config, String>) {
+    let read = read().and_then(|new| {
+        let said = |error: Error| error.to_string();
+        Ok((tokens(&new).map_err(said)?, allow_list(&new).map_err(said)?, new))
+    });
+    let (tokens, allow, new) = match read {
         Ok(read) => read,
         Err(error) => {
             log::error!(target: "towpath/reload_failed", "the configuration stays as it was: {error}");
             return;
         }
     };
-    gate.set_tokens(tokens);
+    daemon.gate.set_tokens(tokens);
+    daemon.pipes.handle().set_allow(allow);
+    config.pipes.allow.clone_from(&new.pipes.allow);
     let later = config.needs_restart(&new);
     logger::set_level(new.log.level);
     config.log.level = new.log.level;
@@ -168,6 +175,7 @@ pub struct Daemon {
     figures: Vec<Described>,
     doors: Running,
     parts: Parts,
+    pipes: Pipes,
     directory: Directory,
 }
 
@@ -202,13 +210,16 @@ impl Daemon {
         ];
         others.into_iter().flatten().for_each(|route| router.add(route));
 
+        let pipes = start_pipes(rt, config)?;
+        pipes.handle().describe(&mut metrics);
+        front::pipes::routes(&mut router, rt, &pipes.handle());
         let figures = metrics.described();
         operations::add_routes(&mut router, &condition, &gate, metrics.into_exposition());
         let listener = listen(&config.server.listen)?;
         let limits = Limits { links: usize::try_from(links).unwrap_or(usize::MAX), ..Limits::default() };
         let doors = io.start(limits, vec![listener], Arc::new(router))?;
         log::info!(target: "towpath/started", "holds up to {links} links on {threads} I/O threads");
-        Ok(Daemon { rt: rt.clone(), crew, condition, gate, figures, doors, parts, directory })
+        Ok(Daemon { rt: rt.clone(), crew, condition, gate, figures, doors, parts, pipes, directory })
     }
 
     /// Where it listens.
@@ -243,6 +254,8 @@ impl Daemon {
         self.drain_links(window, deadline);
         self.parts.end_by(deadline);
         drop(self.doors);
+        // Their peers are told why, within a second.
+        drop(self.pipes);
         drop(self.parts);
         drop(self.directory);
     }
@@ -279,6 +292,32 @@ fn tokens(config: &Config) -> Result<Tokens> {
         |text: String| Error::new(Code::BadConfig, format!("auth.token_file: {}{text}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| bad(format!(": {error}")))?;
     Tokens::parse(&text).map_err(|(line, error)| bad(format!(":{line}: {error}")))
+}
+
+fn start_pipes(rt: &Rt, config: &Config) -> Result<Pipes> {
+    let settings = pipes::Settings {
+        window: config.pipes.window.bytes(),
+        budget: config.pipes.budget.bytes(),
+        grace: config.pipes.grace.on().copied(),
+        insecure: config.server.insecure,
+        ..pipes::Settings::default()
+    };
+    let server = pipes::Server {
+        mode: pipes::Mode::Tunnel,
+        allow: allow_list(config)?,
+        owner: rt.secret(),
+        ..pipes::Server::none()
+    };
+    Pipes::start(rt, settings, server)
+}
+
+fn allow_list(config: &Config) -> Result<Allow> {
+    let rules = config.pipes.allow.iter().map(|rule| {
+        rule.parse().map_err(|error: pipes::allow::BadTarget| {
+            Error::new(Code::BadConfig, error.to_string()).while_("pipes.allow")
+        })
+    });
+    rules.collect::<Result<_>>().map(Allow::new)
 }
 
 fn listen(at: &ListenAt) -> Result<Listener> {

@@ -6,14 +6,17 @@
 
 mod completions;
 mod config;
+mod connect;
 mod connections;
 mod demo;
 mod doctor;
 mod failure;
 mod follow;
+mod forward;
 mod health;
 mod man;
 mod metadata;
+mod pipe;
 mod print;
 mod publish;
 mod remote;
@@ -62,13 +65,16 @@ struct Cli {
 enum Command {
     Completions(completions::Completions),
     Config(config::Config),
+    Connect(connect::Connect),
     Connections(connections::Connections),
     Demo(demo::Demo),
     Doctor(doctor::Doctor),
     Follow(follow::Follow),
+    Forward(forward::Forward),
     Health(health::Health),
     Man(man::Man),
     Metadata(metadata::Metadata),
+    Pipe(pipe::Pipe),
     Publish(publish::Publish),
     Replicas(replicas::Replicas),
     Serve(serve::Serve),
@@ -82,13 +88,16 @@ impl Command {
         match self {
             Command::Completions(command) => command.run(),
             Command::Config(command) => command.run(),
+            Command::Connect(command) => command.run(),
             Command::Connections(command) => command.run(),
             Command::Demo(command) => command.run(),
             Command::Doctor(command) => command.run(),
             Command::Follow(command) => command.run(),
+            Command::Forward(command) => command.run(),
             Command::Health(command) => command.run(),
             Command::Man(command) => command.run(),
             Command::Metadata(command) => command.run(),
+            Command::Pipe(command) => command.run(),
             Command::Publish(command) => command.run(),
             Command::Replicas(command) => command.run(),
             Command::Serve(command) => command.run(),

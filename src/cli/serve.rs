@@ -37,6 +37,9 @@ pub(super) struct Serve {
     /// A file of tokens that may come in [auth.token_file]
     #[arg(long, value_name = "FILE")]
     token_file: Option<String>,
+    /// Let pipes lead there: `host:port`, `10.0.0.0/8:22`, `unix:/path` (repeat it for more) [pipes.allow]
+    #[arg(long, value_name = "TARGET")]
+    allow: Vec<String>,
     /// Listen where strangers can reach it although there is no authentication [server.insecure]
     #[arg(long)]
     insecure: bool,
@@ -48,11 +51,13 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
         let insecure = self.insecure.then(|| "true".to_owned());
+        let allow = (!self.allow.is_empty()).then(|| self.allow.join(","));
         let flags = [
             ("--listen", "server.listen", self.listen),
             ("--data", "store.data", self.data),
             ("--store", "store.url", self.store),
             ("--token-file", "auth.token_file", self.token_file),
+            ("--allow", "pipes.allow", allow),
             ("--insecure", "server.insecure", insecure),
             ("--log", "log.level", self.log),
         ];

@@ -8,6 +8,7 @@ pub mod handlers;
 mod ledger;
 pub mod lookups;
 pub mod metadata;
+pub mod pipes;
 pub mod reader;
 pub mod replicas;
 mod retries;

@@ -69,6 +69,7 @@ mod gate;
 #[cfg(feature = "jwt")]
 mod jwt;
 mod openapi;
+pub mod pipes;
 mod query;
 pub mod replicas;
 mod reply;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::wire::http::{Head, Response, Version};
-use crate::wire::{Exchange, LinkHandle, LinkId, Opening, Owner, websocket};
+use crate::wire::{Exchange, HandOver, LinkHandle, LinkId, Opening, Owner, websocket};
 
 /// The right to answer one request: now or later, from any thread. Dropping it unanswered is a 500.
 ///
@@ -131,6 +131,24 @@ impl Reply {
         let response = Response::new(101).header("upgrade", protocol).header("connection", "Upgrade");
         let response = self.dress(response);
         Some(self.exchange.open(Opening::Raw { response }, Some(owner)))
+    }
+
+    /// Gives the connection away behind `Upgrade: protocol`: it leaves the I/O threads, and whoever takes
+    /// it writes the 101 that comes with it. Nothing happens if the request does not ask for that (it has
+    /// been told so).
+    pub fn hand_over(mut self, protocol: &str, to: HandOver) {
+        let response = match protocol {
+            "websocket" => self.asked.websocket.take().map(|accept| {
+                Response::new(101).header("upgrade", "websocket").header("sec-websocket-accept", accept)
+            }),
+            _ if self.asked.upgrade.as_deref() == Some(protocol) => {
+                Some(Response::new(101).header("upgrade", protocol))
+            }
+            _ => None,
+        };
+        let Some(response) = response else { return self.refuse_upgrade(protocol) };
+        let response = self.dress(response.header("connection", "Upgrade"));
+        self.exchange.open(Opening::HandOver { response, to }, None);
     }
 
     fn refuse_upgrade(mut self, protocol: &str) {

@@ -451,6 +451,8 @@ pub struct Pipe {
     /// The peer allows bytes below this.
     limit: u64,
     finished: bool,
+    /// This direction ends with a RESET instead of a FIN.
+    broken: Option<End>,
     /// Whether any carrier ever bore our FIN.
     fin_high: bool,
     fin_acked: bool,
@@ -501,6 +503,7 @@ impl Pipe {
             high: start,
             limit: start,
             finished: false,
+            broken: None,
             fin_high: false,
             fin_acked: false,
             inbound: Replay::new(start, window),
@@ -544,7 +547,17 @@ impl Pipe {
         self.finished = true;
     }
 
-    /// Breaks off: bytes that wait are dropped, and the peer is told why, on the next carrier if
+    /// The local side broke off, after what was written so far: the peer gets those bytes, and then
+    /// the reason. What the peer still sends is nobody's.
+    pub fn break_off(&mut self, end: End, pool: &mut Pool) {
+        if self.phase == Phase::Open && self.broken.is_none() {
+            self.finished = true;
+            self.broken = Some(end);
+            self.inbound.clear(pool);
+        }
+    }
+
+    /// Breaks off at once: bytes that wait are dropped, and the peer is told why, on the next carrier if
     /// there is none now.
     pub fn abort(&mut self, end: End, pool: &mut Pool) {
         if self.phase == Phase::Open {
@@ -732,6 +745,9 @@ impl Pipe {
         if self.phase != Phase::Open || fresh.is_empty() {
             return;
         }
+        if self.broken.is_some() {
+            return self.passed(now, fresh.len(), pool);
+        }
         let taken = self.inbound.push(fresh, pool);
         debug_assert_eq!(taken, fresh.len(), "what is within the limit fits the window");
         self.owe_ack(now);
@@ -826,6 +842,7 @@ impl Pipe {
     fn last_word(&self, end: End, phase: &Phase) -> End {
         match phase {
             Phase::Ending(mine) if mine.code != Ending::Eof => mine.clone(),
+            Phase::Open if let Some(mine) = &self.broken => mine.clone(),
             _ if end.code == Ending::Eof && !self.is_done() => {
                 End::new(Ending::Protocol, "the peer said goodbye before both directions had ended")
             }
@@ -887,7 +904,14 @@ impl Pipe {
             self.timers.set_by(Alarm::Probe, now + self.settings.liveness.busy);
             return Some(Outgoing::Data { off, len: len as usize });
         }
-        if self.finished && !carrier.fin_sent && self.sent == self.replay.end() {
+        if self.sent < self.replay.end() || !self.finished {
+            return None;
+        }
+        if let Some(end) = &self.broken {
+            let due = !std::mem::replace(&mut carrier.reset_sent, true);
+            return due.then(|| Outgoing::Control(Control::Reset(end.clone())));
+        }
+        if !carrier.fin_sent {
             carrier.fin_sent = true;
             self.fin_high = true;
             self.timers.set_by(Alarm::Probe, now + self.settings.liveness.busy);
@@ -905,14 +929,15 @@ impl Pipe {
     /// Whether [`next`](Pipe::next) could have something: cheap enough to ask after every input.
     pub fn wants_to_send(&self) -> bool {
         let Link::Attached(carrier) = &self.link else { return false };
-        carrier.ack_due
-            || carrier.pong_due.is_some()
-            || carrier.ping_due.is_some()
-            || carrier.go_away_due.is_some()
+        let asked = carrier.pong_due.is_some() || carrier.ping_due.is_some();
+        asked
             || match self.phase {
                 Phase::Open => {
-                    self.sent < self.limit.min(self.replay.end())
-                        || (self.finished && !carrier.fin_sent && self.sent == self.replay.end())
+                    let said = if self.broken.is_some() { carrier.reset_sent } else { carrier.fin_sent };
+                    carrier.ack_due
+                        || carrier.go_away_due.is_some()
+                        || self.sent < self.limit.min(self.replay.end())
+                        || (self.finished && !said && self.sent == self.replay.end())
                 }
                 Phase::Ending(_) => !carrier.reset_sent,
                 Phase::Over(_) => false,
@@ -1013,18 +1038,18 @@ impl Pipe {
     pub fn ending(&self) -> Option<&End> {
         match &self.phase {
             Phase::Ending(end) | Phase::Over(end) => Some(end),
-            Phase::Open => None,
+            Phase::Open => self.broken.as_ref(),
         }
     }
 
     /// Whether the last word is on the carrier: the peer closes it when it has heard.
     pub fn goodbye_sent(&self) -> bool {
-        matches!((&self.phase, &self.link), (Phase::Ending(_), Link::Attached(carrier)) if carrier.reset_sent)
+        matches!(&self.link, Link::Attached(carrier) if carrier.reset_sent)
     }
 
     /// The carrier ended in good order after the last word: the peer has heard it.
     pub fn closed_after_goodbye(&mut self, pool: &mut Pool) {
-        if let Phase::Ending(end) = &self.phase {
+        if let (false, Some(end)) = (self.over_with().is_some(), self.ending()) {
             self.over(end.clone(), pool);
         }
     }

@@ -666,6 +666,56 @@ pub enum Opening {
         /// What is answered.
         response: Response,
     },
+    /// The connection leaves the I/O threads: whoever takes it writes the answer and drives it alone.
+    HandOver {
+        /// What is to be answered.
+        response: Response,
+        /// Who takes it, on the I/O thread: it must not block.
+        to: HandOver,
+    },
+}
+
+/// Takes a connection out of the I/O threads.
+pub struct HandOver(Box<dyn FnOnce(Handed) + Send>);
+
+impl HandOver {
+    /// By calling `take`, on an I/O thread.
+    pub fn new(take: impl FnOnce(Handed) + Send + 'static) -> HandOver {
+        HandOver(Box::new(take))
+    }
+
+    pub(crate) fn hand(self, handed: Handed) {
+        (self.0)(handed);
+    }
+}
+
+impl fmt::Debug for HandOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HandOver")
+    }
+}
+
+/// A connection that left the I/O threads.
+pub struct Handed {
+    /// Its socket, which does not block and is registered nowhere.
+    pub socket: HandedSocket,
+    /// The encryption between, if there is any.
+    pub tls: Option<rustls::Connection>,
+    /// The answer, to be written first.
+    pub head: Vec<u8>,
+    /// What the peer sent behind its request.
+    pub early: Vec<u8>,
+    /// Who is at the other end.
+    pub peer: Peer,
+}
+
+/// The socket of a connection that left the I/O threads.
+#[derive(Debug)]
+pub enum HandedSocket {
+    /// Over TCP.
+    Tcp(mio::net::TcpStream),
+    /// On this machine.
+    Unix(mio::net::UnixStream),
 }
 
 /// The request in flight on a link: answered once, now or later, from any thread.

@@ -41,7 +41,9 @@ use self::one::{Incoming, Link, Outgoing};
 use self::outbox::Outboxes;
 use super::dial::{Adopted, Speak};
 use super::limits::Limits;
-use super::link::{Closing, Front, GroupId, Happened, Line, LinkHandle, LinkId, Order, Orders, Peer, Port};
+use super::link::{
+    Closing, Front, GroupId, HandOver, Happened, Line, LinkHandle, LinkId, Order, Orders, Peer, Port,
+};
 use super::websocket::{self, Message, Role, close};
 use crate::rt::{Hasher, Rt};
 use crate::state::time::{Moment, Wall};
@@ -56,6 +58,16 @@ pub(crate) enum Effect {
     Close(usize),
     /// Read it again: it was left with bytes unread.
     Resume(usize),
+    /// Give it away, with what [`Links::take_handing`] has for it; the slot is free.
+    HandOver(usize),
+}
+
+/// A connection that is to be given away.
+pub(crate) struct Handing {
+    pub(crate) to: HandOver,
+    pub(crate) head: Vec<u8>,
+    pub(crate) early: Vec<u8>,
+    pub(crate) peer: Peer,
 }
 
 /// How long a room that was full is left alone before its batch is offered again.
@@ -90,6 +102,7 @@ pub(crate) struct Links {
     taken: Vec<Order>,
     /// Slots whose connection the driver has still to close.
     freed: Vec<usize>,
+    handing: Vec<(usize, Handing)>,
 }
 
 impl Links {
@@ -123,6 +136,7 @@ impl Links {
             scratch: Vec::new(),
             taken: Vec::new(),
             freed: Vec::new(),
+            handing: Vec::new(),
         }
     }
 

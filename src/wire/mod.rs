@@ -31,8 +31,8 @@ pub use dial::{Adopted, Dial, Refused, Speak, Target, Wire};
 pub use frame::{Encoding, Frame};
 pub use limits::{Counts, Limits, describe};
 pub use link::{
-    Closing, Doors, Exchange, Front, Group, GroupId, Happened, LinkBatch, LinkEvent, LinkHandle, LinkId,
-    Opening, Outlet, Owner, Peer, Plan,
+    Closing, Doors, Exchange, Front, Group, GroupId, HandOver, Handed, HandedSocket, Happened, LinkBatch,
+    LinkEvent, LinkHandle, LinkId, Opening, Outlet, Owner, Peer, Plan,
 };
 pub use listen::{Bound, Listener};
 pub use poll::{IoThreads, Running};

@@ -18,8 +18,8 @@ use mio::{Interest, Token};
 use super::Target;
 use super::dialer::Dialer;
 use super::limits::{Census, Limits, Place, Rate};
-use super::link::{Doors, Errand, Front, Orders, Peer, Port};
-use super::links::{Effect, GATHER_MAX, Links};
+use super::link::{Doors, Errand, Front, Handed, HandedSocket, Orders, Peer, Port};
+use super::links::{Effect, GATHER_MAX, Handing, Links};
 use super::listen::{Accepting, Bound, Listener};
 use super::tls::{ClientTls, Tls};
 use super::{Dial, Wire};
@@ -658,6 +658,13 @@ impl IoThread {
         for effect in effects.drain(..) {
             match effect {
                 Effect::Close(slot) => self.connections[slot] = None,
+                Effect::HandOver(slot) => {
+                    let handing = self.links.take_handing(slot);
+                    let connection = self.connections[slot].take();
+                    if let (Some(handing), Some(connection)) = (handing, connection) {
+                        self.hand_over(handing, connection.carrier);
+                    }
+                }
                 Effect::FinishWriting(slot) => {
                     if let Some(connection) = self.connections[slot].as_mut() {
                         // A peer that has gone already will be noticed when it is read.
@@ -675,6 +682,26 @@ impl IoThread {
             }
         }
         self.effects = effects;
+    }
+
+    fn hand_over(&mut self, handing: Handing, carrier: Carrier) {
+        // Its place is free again: whoever takes it counts it by its own limits.
+        let Carrier { mut socket, tls, place: _ } = carrier;
+        let registry = self.poll.registry();
+        let left = match &mut socket {
+            Socket::Tcp(socket) => registry.deregister(socket),
+            Socket::Unix(socket) => registry.deregister(socket),
+        };
+        if let Err(error) = left {
+            log::warn!("link_refused: a connection cannot be handed over: {error}");
+            return;
+        }
+        let Handing { to, head, early, peer } = handing;
+        let socket = match socket {
+            Socket::Tcp(socket) => HandedSocket::Tcp(socket),
+            Socket::Unix(socket) => HandedSocket::Unix(socket),
+        };
+        to.hand(Handed { socket, tls: tls.map(|tls| tls.into_connection()), head, early, peer });
     }
 }
 

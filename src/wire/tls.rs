@@ -88,6 +88,15 @@ impl ClientTls {
         }
     }
 
+    /// The client's end of one connection to `host`.
+    ///
+    /// # Errors
+    /// If the host is no name a certificate could carry.
+    pub fn connection(&self, host: &str) -> io::Result<Connection> {
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        Ok(ClientConnection::new(self.config.clone(), name).map_err(io::Error::other)?.into())
+    }
+
     fn with_roots(roots: RootCertStore) -> Result<ClientTls> {
         let config = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -125,6 +134,11 @@ impl Tls {
     fn new(mut connection: Connection) -> Tls {
         connection.set_buffer_limit(Some(BUFFER_MAX));
         Tls { connection }
+    }
+
+    /// Gives it away, whatever it holds.
+    pub(super) fn into_connection(self) -> Connection {
+        self.connection
     }
 
     /// Reads plain bytes; `Ok(0)` at the end.

@@ -4,6 +4,7 @@ mod batching;
 mod bus_postgres;
 mod cli_config;
 mod cli_help;
+mod cli_pipe;
 mod cli_serve;
 mod cli_streams;
 mod cli_token;
@@ -12,6 +13,9 @@ mod cluster;
 mod demo;
 mod docs;
 mod doors;
+#[path = "../../examples/flaky.rs"]
+#[allow(dead_code, unreachable_pub, reason = "an example with a main of its own")]
+mod flaky;
 mod front_scarce;
 mod http_heads;
 mod process;

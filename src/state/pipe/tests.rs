@@ -55,7 +55,16 @@ impl Bench {
 
     /// Everything that goes on the carrier now.
     fn sent(&mut self) -> Vec<Outgoing> {
-        std::iter::from_fn(|| self.pipe.next(self.now, usize::MAX)).collect()
+        let mut sent = vec![];
+        loop {
+            let wants = self.pipe.wants_to_send();
+            match self.pipe.next(self.now, usize::MAX) {
+                Some(outgoing) => sent.push(outgoing),
+                None => break assert!(!wants, "it wants to send and has nothing"),
+            }
+            assert!(wants, "it has something and does not say so");
+        }
+        sent
     }
 
     fn at(&mut self, ms: u64) -> Option<u64> {
@@ -213,6 +222,19 @@ fn a_pipe_without_a_byte_still_ends() {
 }
 
 #[test]
+fn a_reader_that_takes_its_bytes_after_the_goodbye_owes_nothing() {
+    let mut bench = Bench::attached(Side::Client, 100);
+    bench.pipe.finish();
+    bench.data(1, 0, &"x".repeat(WINDOW_MIN as usize)).expect("allowed");
+    bench.control(1, Control::Fin { off: WINDOW_MIN }).expect("follows");
+    bench.sent();
+    bench.control(1, acked(1, 100)).expect("sent");
+    assert_eq!(bench.sent(), [reset(Ending::Eof)]);
+    assert_eq!(bench.read().len() as u64, WINDOW_MIN);
+    assert_eq!(bench.sent(), []);
+}
+
+#[test]
 fn nothing_may_follow_the_end_of_a_direction() {
     let mut bench = Bench::attached(Side::Server, 100);
     bench.data(1, 0, "abc").expect("in order");
@@ -253,6 +275,23 @@ fn breaking_off_is_told_on_the_next_carrier_and_holds_nothing() {
     assert_eq!(bench.sent(), [reset(RESET)]);
     bench.pipe.closed_after_goodbye(&mut bench.pool);
     assert_eq!(bench.pipe.over_with().map(|end| end.code), Some(RESET));
+}
+
+#[test]
+fn a_target_that_breaks_off_is_heard_after_its_last_bytes_even_across_a_cut() {
+    let mut bench = Bench::attached(Side::Server, 100);
+    bench.write("last words");
+    bench.pipe.break_off(End::new(RESET, ""), &mut bench.pool);
+    assert_eq!(bench.write("x"), 0);
+    assert_eq!(bench.sent(), [data(0, 10), reset(RESET)]);
+    bench.data(1, 0, "for nobody").expect("the peer cannot know yet");
+    assert_eq!(bench.pipe.unread(), 0);
+    bench.pipe.detach(1);
+    bench.attach(2, 4, 100).expect("true");
+    assert_eq!(bench.sent(), [ack(10, 10 + WINDOW_MIN), data(4, 6), reset(RESET)]);
+    assert!(bench.pipe.goodbye_sent());
+    bench.pipe.closed_after_goodbye(&mut bench.pool);
+    assert_eq!((bench.pipe.over_with().map(|end| end.code), bench.pipe.memory()), (Some(RESET), 0));
 }
 
 #[test]

@@ -403,7 +403,8 @@ impl IoThread {
         self.links.take_effects(&mut effects);
         for effect in effects {
             match effect {
-                Effect::Close(slot) => self.connections[slot] = None,
+                // There is no socket to hand over here: whoever takes it sees a connection that broke.
+                Effect::Close(slot) | Effect::HandOver(slot) => self.connections[slot] = None,
                 Effect::FinishWriting(slot) => {
                     if let Some(connection) = &self.connections[slot] {
                         self.net.finish(connection.carrier.conn, connection.carrier.end);

@@ -2,11 +2,11 @@
 
 use super::one::{InFlight, Incoming, Outgoing, Streamed, Whole};
 use super::queue::Bytes;
-use super::{Effect, INLINE_MAX, Links};
+use super::{Effect, Handing, INLINE_MAX, Links};
 use crate::wire::http::{
     BodyReader, Framed, Head, HeadReader, Method, Refusal, Response, ResponseForm, Version,
 };
-use crate::wire::link::{Exchange, Line, LinkHandle, Opening, Owner, Plan};
+use crate::wire::link::{Exchange, HandOver, Line, LinkHandle, Opening, Owner, Plan};
 use crate::wire::websocket::{self, Role, close};
 use std::time::Duration;
 
@@ -139,6 +139,7 @@ impl Links {
         }
         let framed = !link.request.http10;
         let (response, body, outgoing) = match opening {
+            Opening::HandOver { response, to } => return self.hand_over(slot, response, to),
             Opening::Chunks { response } if framed => {
                 (response, Framed::Chunked, Outgoing::Chunks { framed, events: false })
             }
@@ -180,5 +181,32 @@ impl Links {
         self.go_on(slot);
         self.resume(slot);
         self.set_alarm(slot);
+    }
+
+    /// The connection goes to somebody else, with what is to be answered and what the peer has sent.
+    fn hand_over(&mut self, slot: usize, response: Response, to: HandOver) {
+        let Some(link) = self.slots[slot].as_deref_mut() else { return };
+        if !link.queue.is_empty() {
+            // Answers to earlier requests are still on their way, and would be lost with the link.
+            let busy = Response::problem(503, "full", "wait for the answers before an upgrade: try again");
+            return self.write_answer(slot, busy);
+        }
+        let mut head = Vec::with_capacity(256);
+        let (body, head_only) = (Framed::UntilClose, false);
+        response.write(&mut head, ResponseForm { wall: self.wall, body, close: false, head_only });
+        let handing = Handing { to, head, early: std::mem::take(&mut link.held), peer: link.peer };
+        self.dismiss(slot, close::NORMAL, "the connection was handed over".into(), false);
+        if self.slots[slot].take().is_some() {
+            self.freed.push(slot);
+            self.count().links.sub(1);
+            self.handing.push((slot, handing));
+            self.effects.push(Effect::HandOver(slot));
+        }
+    }
+
+    /// What goes with an [`Effect::HandOver`].
+    pub(crate) fn take_handing(&mut self, slot: usize) -> Option<Handing> {
+        let at = self.handing.iter().position(|(handed, _)| *handed == slot)?;
+        Some(self.handing.swap_remove(at).1)
     }
 }

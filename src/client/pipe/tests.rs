@@ -1,0 +1,238 @@
+use super::*;
+use crate::engine::pipes::Limits;
+use std::thread;
+
+fn listener(rt: &Rt) -> PipeListener {
+    PipeListener::bind(rt, "127.0.0.1:0").expect("a free port")
+}
+
+fn connect(rt: &Rt, listener: &PipeListener) -> (Pipe, Pipe) {
+    let ours = Pipe::connect(rt, &format!("tcp://{}", listener.address()), "anything").expect("it listens");
+    let theirs = listener.accept().expect("it was opened").pipe;
+    (ours, theirs)
+}
+
+fn text(count: usize) -> Vec<u8> {
+    (0..count as u64).map(|at| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
+}
+
+#[test]
+fn real_both_directions_end_by_themselves_and_then_it_is_over() {
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (mut ours, mut theirs) = connect(&rt, &listener);
+    ours.write_all(b"question").expect("room");
+    ours.shutdown().expect("open");
+    let mut got = String::new();
+    theirs.read_to_string(&mut got).expect("an end");
+    assert_eq!(got, "question");
+    assert!(ours.write(b"more").is_err(), "this direction is over");
+    theirs.write_all(b"answer").expect("the other is not");
+    theirs.shutdown().expect("open");
+    let mut got = String::new();
+    ours.read_to_string(&mut got).expect("an end");
+    assert_eq!(got, "answer");
+    let timeout = Some(Duration::from_secs(5));
+    assert_eq!(ours.wait_over(timeout).map(|end| end.code), Some(Ending::Eof));
+    assert_eq!(theirs.wait_over(timeout).map(|end| end.code), Some(Ending::Eof));
+}
+
+#[test]
+fn real_bytes_are_the_same_however_often_the_carrier_is_cut() {
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (ours, theirs) = connect(&rt, &listener);
+    let sent = text(24 << 20);
+    let write = |pipe: Pipe, sent: Vec<u8>| {
+        thread::spawn(move || {
+            (&pipe).write_all(&sent).expect("room in the end");
+            pipe.shutdown().expect("open");
+        })
+    };
+    let writers = [write(ours.clone(), sent.clone()), write(theirs.clone(), sent.clone())];
+    // Every megabyte that arrives cuts once: progress, not time, is what paces it.
+    let (tell, told) = std::sync::mpsc::sync_channel(64);
+    let read = |pipe: Pipe| {
+        let tell = tell.clone();
+        thread::spawn(move || {
+            let mut got = Vec::new();
+            while (&pipe).take(1 << 20).read_to_end(&mut got).expect("an end") > 0 {
+                tell.send(()).expect("somebody cuts");
+            }
+            got
+        })
+    };
+    let readers = [read(ours.clone()), read(theirs.clone())];
+    drop(tell);
+    let mut cuts = 0;
+    for () in told {
+        if cuts % 2 == 0 {
+            ours.reconnect_now()
+        } else {
+            theirs.reconnect_now()
+        }
+        cuts += 1;
+    }
+    for writer in writers {
+        writer.join().expect("no panic");
+    }
+    for reader in readers {
+        let got = reader.join().expect("no panic");
+        assert!(got == sent, "{} of {} bytes, or others", got.len(), sent.len());
+    }
+    assert!(cuts >= 48, "only {cuts} cuts");
+}
+
+#[test]
+fn real_a_writer_waits_for_the_reader_and_times_out_with_its_bytes() {
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (mut ours, mut theirs) = connect(&rt, &listener);
+    ours.set_write_timeout(Some(Duration::from_millis(300)));
+    let chunk = text(1 << 20);
+    let mut sent = 0;
+    let error = loop {
+        match ours.write(&chunk) {
+            Ok(count) => sent += count,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    let window = crate::state::pipe::WINDOW as usize;
+    assert!((window..3 * window).contains(&sent), "{sent} bytes went in");
+    assert_eq!(ours.try_write(b"x").expect_err("still full").kind(), io::ErrorKind::TimedOut);
+    let mut got = vec![0; sent];
+    theirs.read_exact(&mut got).expect("all of it is there");
+    ours.write_all(b"goes on").expect("room again");
+}
+
+#[test]
+fn real_a_blocked_writer_is_woken_with_a_typed_error_when_the_pipe_ends() {
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (ours, theirs) = connect(&rt, &listener);
+    let writer = thread::spawn(move || {
+        loop {
+            if let Err(error) = (&ours).write_all(&[7; 65_536]) {
+                return ended_with(&error).map(|end| end.code);
+            }
+        }
+    });
+    let pipes = listener.pipes();
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    pipes.list(move |infos| tell.send(infos).expect("somebody waits"));
+    let infos = told.recv_timeout(Duration::from_secs(5)).expect("an answer");
+    assert_eq!(infos.len(), 1);
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    let end = End::new(Ending::Killed, "by the test");
+    pipes.kill(infos[0].id, end, move |found| tell.send(found).expect("somebody waits"));
+    assert_eq!(told.recv_timeout(Duration::from_secs(5)), Ok(true));
+    assert_eq!(writer.join().expect("no panic"), Some(Ending::Killed));
+    assert_eq!(theirs.wait_over(Some(Duration::from_secs(5))).map(|end| end.code), Some(Ending::Killed));
+}
+
+#[test]
+fn real_a_server_that_restarted_ends_the_pipe_at_once() {
+    let rt = Rt::real();
+    let first = listener(&rt);
+    let address = first.address();
+    let (mut ours, theirs) = connect(&rt, &first);
+    drop(theirs);
+    drop(first);
+    let second = PipeListener::bind(&rt, &address.to_string()).expect("the port is free again");
+    let end = ours.wait_over(Some(Duration::from_secs(10))).expect("it ends");
+    assert!(matches!(end.code, Ending::Shutdown | Ending::UnknownPipe), "{end}");
+    assert!(ours.write(b"x").is_err());
+    drop(second);
+}
+
+#[test]
+fn real_a_wrong_token_is_refused_and_does_not_print() {
+    let rt = Rt::real();
+    let token = Some("a-token-of-thirty-two-characters".to_owned());
+    let listener =
+        PipeListener::bind_with(&rt, "127.0.0.1:0", Settings::default(), token).expect("a free port");
+    let error = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "x").expect_err("no token");
+    assert_eq!(ended_with(&error).map(|end| end.code), Some(Ending::Auth), "{error}");
+    let pipes = Pipes::start(&rt, Settings::default(), Server::none()).expect("threads");
+    let address = listener.address();
+    let plain = Plain::Tcp(address.ip().to_string(), address.port());
+    let dialer = Arc::new(WithToken::new(plain, "a-token-of-thirty-two-characters"));
+    let ours = Pipe::open(&rt, &pipes.handle(), Plan::new(dialer, "x")).expect("room");
+    ours.wait_connected(Some(Duration::from_secs(5))).expect("the right token");
+    assert_eq!(&*listener.accept().expect("opened").principal, "token");
+}
+
+#[test]
+fn real_one_pipe_too_many_is_refused_with_its_code() {
+    let rt = Rt::real();
+    let limits = Limits { pipes: 1, ..Settings::default().limits };
+    let settings = Settings { limits, ..Settings::default() };
+    let listener = PipeListener::bind_with(&rt, "127.0.0.1:0", settings, None).expect("a free port");
+    let (_ours, _theirs) = connect(&rt, &listener);
+    let pipes = Pipes::start(&rt, Settings::default(), Server::none()).expect("threads");
+    let address = listener.address();
+    let mut plan = Plan::new(Arc::new(Plain::Tcp(address.ip().to_string(), address.port())), "x");
+    plan.patience = Some(Duration::from_millis(500));
+    let second = Pipe::open(&rt, &pipes.handle(), plan).expect("room");
+    let end = second.wait_over(Some(Duration::from_secs(10))).expect("it gives up");
+    assert_eq!(end.code, Ending::Limit, "{end}");
+}
+
+#[test]
+fn real_events_tell_the_story_of_a_pipe() {
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (ours, theirs) = connect(&rt, &listener);
+    let events = ours.events().expect("the first to ask");
+    assert!(ours.events().is_none(), "given once");
+    assert!(matches!(events.recv(), Ok(Event::Connected { .. })));
+    theirs.reconnect_now();
+    assert!(matches!(events.recv(), Ok(Event::Lost { .. })));
+    assert!(matches!(events.recv(), Ok(Event::Recovered { replayed: 0, .. })));
+    ours.shutdown().expect("open");
+    theirs.shutdown().expect("open");
+    assert!(matches!(events.recv(), Ok(Event::Over(End { code: Ending::Eof, .. }))));
+}
+
+#[test]
+fn real_a_pipe_whose_other_end_is_dropped_still_delivers() {
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (mut ours, mut theirs) = connect(&rt, &listener);
+    theirs.write_all(b"last words").expect("room");
+    drop(theirs);
+    let mut got = String::new();
+    ours.read_to_string(&mut got).expect("an end");
+    assert_eq!(got, "last words");
+}
+
+#[test]
+fn real_starting_and_dropping_leaves_no_thread_and_no_descriptor() {
+    let count = |what: &str| std::fs::read_dir(format!("/proc/self/{what}")).expect("linux").count();
+    let rt = Rt::real();
+    let cycle = || {
+        let listener = listener(&rt);
+        let (mut ours, mut theirs) = connect(&rt, &listener);
+        ours.write_all(b"x").expect("room");
+        theirs.read_exact(&mut [0]).expect("a byte");
+        ours.shutdown().expect("open");
+        theirs.shutdown().expect("open");
+    };
+    cycle();
+    // Other tests of this process come and go; leaks grow, they do not.
+    let least = || {
+        (0..20)
+            .map(|_| {
+                cycle();
+                (count("fd"), count("task"))
+            })
+            .fold((usize::MAX, usize::MAX), |least, now| (least.0.min(now.0), least.1.min(now.1)))
+    };
+    let before = least();
+    let after = least();
+    assert!(
+        after.0 <= before.0 + 40 && after.1 <= before.1 + 40,
+        "{before:?} before, {after:?} after 20 cycles"
+    );
+}

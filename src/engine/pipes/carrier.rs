@@ -1,0 +1,399 @@
+//! The connection that bears a pipe: bytes in, bytes out, never waiting.
+//!
+//! Frames are a stream of bytes to everything here. On a plain socket they go out by a gathered write
+//! straight from the replay log; inside TLS or WebSocket messages they pass through `out`, which
+//! holds at most one write's worth.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
+
+use mio::event::Source;
+use mio::net::{TcpStream, UnixStream};
+use mio::{Interest, Registry, Token};
+
+use crate::wire::websocket::{self, Message, Outgoing, Reader, Role};
+
+/// The most that waits between the frames and the socket, where anything does.
+const OUT_MAX: usize = 128 * 1024;
+/// The longest WebSocket message that is let in: a DATA frame with its head, and then some.
+const MESSAGE_MAX: u32 = 1 << 20;
+
+/// A connected socket of either kind.
+#[derive(Debug)]
+pub enum Socket {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// On this machine.
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// A TCP connection that was made by waiting for it.
+    pub fn tcp(stream: std::net::TcpStream) -> io::Result<Socket> {
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        Ok(Socket::Tcp(TcpStream::from_std(stream)))
+    }
+
+    /// A Unix-domain connection.
+    pub fn unix(stream: std::os::unix::net::UnixStream) -> io::Result<Socket> {
+        stream.set_nonblocking(true)?;
+        Ok(Socket::Unix(UnixStream::from_std(stream)))
+    }
+
+    fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Socket::Tcp(stream) => stream,
+            Socket::Unix(stream) => stream,
+        }
+    }
+
+    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(self.source(), token, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    /// The socket is closed right after; epoll forgets it then anyway, so a failure changes nothing.
+    pub(super) fn deregister(&mut self, registry: &Registry) {
+        if let Err(error) = registry.deregister(self.source()) {
+            log::debug!("pipes: taking a socket out of the poller: {error}");
+        }
+    }
+
+    /// Ends one direction or both. A socket that is gone already needs no ending.
+    pub(super) fn shutdown(&self, how: Shutdown) {
+        let ended = match self {
+            Socket::Tcp(stream) => stream.shutdown(how),
+            Socket::Unix(stream) => stream.shutdown(how),
+        };
+        if let Err(error) = ended {
+            log::trace!("pipes: ending a direction of a socket: {error}");
+        }
+    }
+
+    /// Makes closing it break the connection off, so that the program behind it sees a reset.
+    pub(super) fn break_on_close(&self) {
+        if let Socket::Tcp(stream) = self {
+            let stream = socket2::SockRef::from(stream);
+            if let Err(error) = stream.set_linger(Some(std::time::Duration::ZERO)) {
+                log::debug!("pipes: a broken pipe ends as a plain end of its socket: {error}");
+            }
+        }
+    }
+
+    /// An error the system noticed while nobody read or wrote.
+    pub(super) fn take_error(&self) -> Option<io::Error> {
+        match self {
+            Socket::Tcp(stream) => stream.take_error().ok().flatten(),
+            Socket::Unix(stream) => stream.take_error().ok().flatten(),
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.read(buffer),
+            Socket::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.write(bytes),
+            Socket::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.write_vectored(slices),
+            Socket::Unix(stream) => stream.write_vectored(slices),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A connection that bears, or wants to bear, a pipe.
+pub struct Carrier {
+    socket: Socket,
+    tls: Option<Box<rustls::Connection>>,
+    framing: Framing,
+    /// What was framed or encrypted, or is to be, and not written.
+    out: Vec<u8>,
+    out_at: usize,
+    /// Frames that were read and not asked for yet (from WebSocket messages, or with the handshake).
+    early: Vec<u8>,
+    early_at: usize,
+    ended: bool,
+    /// Whether `out` still holds what goes in front of the frames.
+    head: bool,
+}
+
+enum Framing {
+    /// The bytes as they are.
+    Raw,
+    /// In WebSocket binary messages.
+    WebSocket { reader: Box<Reader>, role: Role, raw: Vec<u8>, masks: Masks },
+}
+
+/// Masks that a proxy in between cannot foresee, from one secret seed.
+struct Masks {
+    state: u64,
+}
+
+impl Masks {
+    fn next(&mut self) -> [u8; 4] {
+        // SplitMix64: masks protect proxies from chosen bytes, not secrets from readers.
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) as u32).to_be_bytes()
+    }
+}
+
+impl Carrier {
+    /// Frames as they are. `early` came with the handshake that led here.
+    pub fn raw(socket: Socket, tls: Option<rustls::Connection>, early: Vec<u8>) -> Carrier {
+        Carrier::new(socket, tls, Framing::Raw, early)
+    }
+
+    /// Frames inside WebSocket messages. `seed` is secret.
+    pub fn websocket(
+        socket: Socket,
+        tls: Option<rustls::Connection>,
+        early: Vec<u8>,
+        role: Role,
+        seed: u64,
+    ) -> Carrier {
+        let reader = Box::new(Reader::new(role, MESSAGE_MAX));
+        let framing = Framing::WebSocket { reader, role, raw: Vec::new(), masks: Masks { state: seed } };
+        let mut carrier = Carrier::new(socket, tls, framing, Vec::new());
+        if carrier.unwrap(&early).is_err() {
+            carrier.ended = true;
+        }
+        carrier
+    }
+
+    fn new(socket: Socket, tls: Option<rustls::Connection>, framing: Framing, early: Vec<u8>) -> Carrier {
+        let tls = tls.map(Box::new);
+        Carrier {
+            socket,
+            tls,
+            framing,
+            out: Vec::new(),
+            out_at: 0,
+            early,
+            early_at: 0,
+            ended: false,
+            head: false,
+        }
+    }
+
+    /// Bytes that go out as they are before every frame: the answer to the upgrade that led here.
+    pub fn begin_with(&mut self, head: Vec<u8>) {
+        debug_assert!(self.out.is_empty(), "the head comes first");
+        self.out = head;
+        self.head = true;
+    }
+
+    pub(super) fn socket(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
+    /// Whether bytes go to the socket as they are.
+    fn is_plain(&self) -> bool {
+        self.tls.is_none() && matches!(self.framing, Framing::Raw) && !self.head
+    }
+
+    /// Reads frame bytes. 0 is the end of the connection; `WouldBlock` means later.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.early_at < self.early.len() {
+                let count = buffer.len().min(self.early.len() - self.early_at);
+                buffer[..count].copy_from_slice(&self.early[self.early_at..self.early_at + count]);
+                self.early_at += count;
+                if self.early_at == self.early.len() {
+                    // The next one may be small; an idle carrier keeps no large buffer.
+                    self.early = Vec::new();
+                    self.early_at = 0;
+                }
+                return Ok(count);
+            }
+            if self.ended {
+                return Ok(0);
+            }
+            if self.is_plain() {
+                return self.socket.read(buffer);
+            }
+            let count = self.read_decrypted(buffer)?;
+            if matches!(self.framing, Framing::Raw) || count == 0 {
+                return Ok(count);
+            }
+            let wrapped = buffer[..count].to_vec();
+            self.unwrap(&wrapped)?;
+            // A pong may be owed.
+            match self.flush() {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                _ => {}
+            }
+        }
+    }
+
+    fn read_decrypted(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else { return self.socket.read(buffer) };
+        loop {
+            match tls.reader().read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // The peer ended TLS, or the connection without a word: both are an end here, since
+                // frames say by themselves whether they were whole.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                other => return other,
+            }
+            if tls.read_tls(&mut self.socket)? == 0 {
+                return Ok(0);
+            }
+            tls.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        }
+    }
+
+    /// Takes frames out of WebSocket messages.
+    fn unwrap(&mut self, wrapped: &[u8]) -> io::Result<()> {
+        let Framing::WebSocket { reader, role, raw: _, masks } = &mut self.framing else {
+            unreachable!("only WebSocket carriers unwrap")
+        };
+        let mut messages = Vec::new();
+        let fed = reader.feed(wrapped, &mut messages);
+        for message in messages {
+            match message {
+                Message::Binary(mut bytes) if self.early.is_empty() => {
+                    std::mem::swap(&mut self.early, &mut bytes)
+                }
+                Message::Binary(bytes) => self.early.extend_from_slice(&bytes),
+                Message::Ping(payload) => {
+                    let mask = (*role == Role::Client).then(|| masks.next());
+                    websocket::write_frame(&mut self.out, Outgoing::Pong(&payload), mask);
+                }
+                Message::Pong(_) => {}
+                Message::Close(_) => self.ended = true,
+                Message::Text(_) => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a text message on a pipe"));
+                }
+            }
+        }
+        fed.map_err(|violation| io::Error::new(io::ErrorKind::InvalidData, violation.reason))
+    }
+
+    /// Writes frame bytes, as many as go. `WouldBlock` means none, later.
+    pub(super) fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.is_plain() {
+            return self.socket.write_vectored(slices);
+        }
+        self.flush()?;
+        if self.is_plain() {
+            return self.socket.write_vectored(slices);
+        }
+        let mut taken = 0;
+        match &mut self.framing {
+            Framing::Raw => {
+                let tls = self.tls.as_mut().expect("a raw carrier without TLS is plain");
+                for slice in slices {
+                    let count = tls.writer().write(slice)?;
+                    taken += count;
+                    if count < slice.len() {
+                        // rustls holds as much as it will.
+                        break;
+                    }
+                }
+            }
+            Framing::WebSocket { role, raw, masks, .. } => {
+                raw.clear();
+                for slice in slices {
+                    let count = slice.len().min(OUT_MAX - raw.len());
+                    raw.extend_from_slice(&slice[..count]);
+                }
+                taken = raw.len();
+                let mask = (*role == Role::Client).then(|| masks.next());
+                let mut wrapped = std::mem::take(&mut self.out);
+                websocket::write_frame(&mut wrapped, Outgoing::Binary(raw), mask);
+                self.out = wrapped;
+                raw.shrink_to(0);
+            }
+        }
+        match self.flush() {
+            // It was taken; the rest goes when the socket has room.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(taken),
+            flushed => flushed.map(|()| taken),
+        }
+    }
+
+    /// Whether bytes wait that were taken.
+    pub(super) fn has_more(&self) -> bool {
+        self.out_at < self.out.len() || self.tls.as_ref().is_some_and(|tls| tls.wants_write())
+    }
+
+    /// Writes what was taken. `WouldBlock` means that some of it waits.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        if let Some(tls) = &mut self.tls {
+            loop {
+                // rustls has a bound of its own; what it does not take waits here.
+                self.out_at += tls.writer().write(&self.out[self.out_at..])?;
+                if !tls.wants_write() {
+                    break;
+                }
+                if tls.write_tls(&mut self.socket)? == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+            }
+        } else {
+            while self.out_at < self.out.len() {
+                let count = self.socket.write(&self.out[self.out_at..])?;
+                if count == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                self.out_at += count;
+            }
+        }
+        if self.out_at == self.out.len() {
+            self.out.clear();
+            self.out.shrink_to(0);
+            self.out_at = 0;
+            self.head = false;
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+
+    /// Says goodbye in the way of the transport, as far as that goes without waiting.
+    pub(super) fn close(&mut self) {
+        if let Framing::WebSocket { role, masks, .. } = &mut self.framing {
+            let mask = (*role == Role::Client).then(|| masks.next());
+            websocket::write_frame(&mut self.out, Outgoing::Close(websocket::close::NORMAL, ""), mask);
+        }
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+        }
+        if let Err(error) = self.flush() {
+            log::trace!("pipes: the last bytes of a carrier: {error}");
+        }
+        self.socket.shutdown(Shutdown::Write);
+    }
+}
+
+impl std::fmt::Debug for Carrier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let how = match (&self.framing, &self.tls) {
+            (Framing::Raw, None) => "raw",
+            (Framing::Raw, Some(_)) => "raw over TLS",
+            (Framing::WebSocket { .. }, None) => "WebSocket",
+            (Framing::WebSocket { .. }, Some(_)) => "WebSocket over TLS",
+        };
+        write!(f, "Carrier({how})")
+    }
+}

@@ -1,0 +1,319 @@
+//! The local side of a pipe that is a handle in this process instead of a socket.
+//!
+//! Two bounded queues, one for each direction, between the threads that hold handles and the one
+//! thread that owns the pipe. A lock protects them for the time of a copy; whoever has to wait leaves a
+//! sender of its own behind and waits outside of it.
+//!
+//! Invariant: what is in `up` was taken from a writer and not by the pipe; what is in `down` was taken
+//! from the pipe and not by a reader. Each holds at most [`QUEUE`] bytes.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::rt::{Lock, Moment, RecvTimeoutError, Rt, Sender};
+use crate::state::pipe::{End, Ending, Pipe};
+use crate::state::replay::{CHUNK, Pool, Replay};
+
+/// How much waits in one direction outside of the pipe's own window.
+const QUEUE: u64 = 4 * CHUNK as u64;
+
+/// How a pipe stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// No carrier has borne it yet.
+    Connecting,
+    /// Bytes flow.
+    Connected,
+    /// The carrier was lost; bytes wait.
+    Lost,
+    /// It is over.
+    Over(End),
+}
+
+/// What both sides share.
+pub(crate) struct Duct {
+    rt: Rt,
+    queues: Lock<Queues>,
+    /// Whether the owner was told that there is something, and has not looked yet.
+    poked: AtomicBool,
+    poke: Box<dyn Fn() + Send + Sync>,
+}
+
+struct Queues {
+    up: Replay,
+    up_ended: bool,
+    down: Replay,
+    down_ended: bool,
+    pool: Pool,
+    state: State,
+    /// Nobody holds a handle any more.
+    dropped: bool,
+    /// Whoever waits for any of this to change.
+    waiting: Vec<Sender<()>>,
+}
+
+/// What the owner found in the duct.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Bytes went into the pipe.
+    pub(super) moved: bool,
+    /// The local side ended its direction.
+    pub(super) ended: bool,
+    /// Nobody holds a handle any more.
+    pub(super) dropped: bool,
+}
+
+impl Duct {
+    /// `poke` tells the owner that something changed here. It must not wait.
+    pub(crate) fn new(rt: &Rt, poke: impl Fn() + Send + Sync + 'static) -> Duct {
+        let queues = Queues {
+            up: Replay::new(0, QUEUE),
+            up_ended: false,
+            down: Replay::new(0, QUEUE),
+            down_ended: false,
+            pool: Pool::new(2),
+            state: State::Connecting,
+            dropped: false,
+            waiting: Vec::new(),
+        };
+        Duct {
+            rt: rt.clone(),
+            queues: Lock::new(queues),
+            poked: AtomicBool::new(false),
+            poke: Box::new(poke),
+        }
+    }
+
+    fn poke(&self) {
+        if !self.poked.swap(true, Ordering::SeqCst) {
+            (self.poke)();
+        }
+    }
+
+    // ---- threads that hold handles
+
+    /// Waits until `ready` gives something. `None` when `until` has come.
+    fn wait<T>(&self, until: Option<Moment>, mut ready: impl FnMut(&mut Queues) -> Option<T>) -> Option<T> {
+        // Most calls find what they came for.
+        if let Some(found) = ready(&mut self.queues.lock()) {
+            return Some(found);
+        }
+        loop {
+            let (wake, woken) = self.rt.channel("pipe-wait", 1);
+            {
+                let mut queues = self.queues.lock();
+                if let Some(found) = ready(&mut queues) {
+                    return Some(found);
+                }
+                queues.waiting.push(wake);
+            }
+            // Woken by whoever changes something, or by the sender's end with the duct's.
+            let woken = match until {
+                Some(until) => woken.recv_deadline(until),
+                None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            if woken == Err(RecvTimeoutError::Timeout) {
+                return None;
+            }
+        }
+    }
+
+    /// Takes bytes for the pipe; waits while there is no room.
+    pub(crate) fn write(&self, bytes: &[u8], until: Option<Moment>) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let written = self.wait(until, |queues| {
+            if let State::Over(end) = &queues.state {
+                return Some(Err(ended(end)));
+            }
+            if queues.up_ended {
+                return Some(Err(io::Error::new(io::ErrorKind::BrokenPipe, "this direction was shut down")));
+            }
+            let Queues { up, pool, .. } = queues;
+            match up.push(bytes, pool) {
+                0 => None,
+                count => Some(Ok(count)),
+            }
+        });
+        let written = written.unwrap_or_else(|| Err(timed_out("no room in the pipe")))?;
+        self.poke();
+        Ok(written)
+    }
+
+    /// Gives bytes of the pipe; waits while there are none. 0 is the end of the peer's direction.
+    pub(crate) fn read(&self, buffer: &mut [u8], until: Option<Moment>) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let read = self.wait(until, |queues| {
+            let Queues { down, pool, .. } = queues;
+            let mut count = 0;
+            for slice in down.since(down.acked(), buffer.len()).expect("the oldest byte is there") {
+                buffer[count..count + slice.len()].copy_from_slice(slice);
+                count += slice.len();
+            }
+            if count > 0 {
+                // The owner only has to know when its own side had to stop.
+                let was_full = down.room() < CHUNK as u64;
+                down.ack(down.acked() + count as u64, pool).expect("no more than there is");
+                return Some(Ok((count, was_full)));
+            }
+            match &queues.state {
+                _ if queues.down_ended => Some(Ok((0, false))),
+                State::Over(end) if end.code == Ending::Eof => Some(Ok((0, false))),
+                State::Over(end) => Some(Err(ended(end))),
+                _ => None,
+            }
+        });
+        let (count, was_full) = read.unwrap_or_else(|| Err(timed_out("nothing came over the pipe")))?;
+        if was_full {
+            self.poke();
+        }
+        Ok(count)
+    }
+
+    /// Ends this side's direction.
+    pub(crate) fn finish(&self) {
+        self.queues.lock().up_ended = true;
+        self.poke();
+    }
+
+    /// The last handle is gone.
+    pub(crate) fn drop_handles(&self) {
+        {
+            let mut queues = self.queues.lock();
+            queues.up_ended = true;
+            queues.dropped = true;
+        }
+        self.poke();
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.queues.lock().state.clone()
+    }
+
+    /// Waits until the pipe is connected. An error when it is over, or when `until` has come.
+    pub(crate) fn wait_connected(&self, until: Option<Moment>) -> io::Result<()> {
+        let answer = self.wait(until, |queues| match &queues.state {
+            State::Connected => Some(Ok(())),
+            State::Over(end) => Some(Err(ended(end))),
+            State::Connecting | State::Lost => None,
+        });
+        answer.unwrap_or_else(|| Err(timed_out("the pipe is not connected yet")))
+    }
+
+    /// Waits until the pipe is over, and says how.
+    pub(crate) fn wait_over(&self, until: Option<Moment>) -> Option<End> {
+        self.wait(until, |queues| match &queues.state {
+            State::Over(end) => Some(end.clone()),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn until(&self, timeout: Option<Duration>) -> Option<Moment> {
+        timeout.map(|timeout| self.rt.now() + timeout)
+    }
+
+    // ---- the thread that owns the pipe
+
+    /// The owner is about to look at both queues: whatever changes from here on has to be told again.
+    pub(super) fn looking(&self) {
+        self.poked.store(false, Ordering::SeqCst);
+    }
+
+    /// Moves what was written into the pipe, as far as there is room.
+    pub(super) fn take(&self, pipe: &mut Pipe, pipe_pool: &mut Pool) -> Found {
+        let (found, waiting) = {
+            let mut queues = self.queues.lock();
+            let Queues { up, pool, .. } = &mut *queues;
+            let mut count = 0;
+            for slice in up.since(up.acked(), usize::MAX).expect("the oldest byte is there") {
+                let taken = pipe.write(slice, pipe_pool);
+                count += taken as u64;
+                if taken < slice.len() {
+                    break;
+                }
+            }
+            up.ack(up.acked() + count, pool).expect("no more than there is");
+            let ended = queues.up_ended && queues.up.is_empty();
+            let waiting = if count > 0 { std::mem::take(&mut queues.waiting) } else { Vec::new() };
+            (Found { moved: count > 0, ended, dropped: queues.dropped }, waiting)
+        };
+        wake(waiting);
+        found
+    }
+
+    /// Moves what was received out of the pipe, as far as there is room. Gives how much.
+    pub(super) fn give(&self, now: Moment, pipe: &mut Pipe, pipe_pool: &mut Pool) -> u64 {
+        let (count, waiting) = {
+            let mut queues = self.queues.lock();
+            let Queues { down, pool, dropped, .. } = &mut *queues;
+            let mut count = 0;
+            for slice in pipe.readable(usize::MAX) {
+                // Nobody is there to read it.
+                let taken = if *dropped { slice.len() } else { down.push(slice, pool) };
+                count += taken as u64;
+                if taken < slice.len() {
+                    break;
+                }
+            }
+            pipe.took(now, count, pipe_pool);
+            let ends = pipe.at_end() && !queues.down_ended;
+            queues.down_ended |= ends;
+            let waiting = if count > 0 || ends { std::mem::take(&mut queues.waiting) } else { Vec::new() };
+            (count, waiting)
+        };
+        wake(waiting);
+        count
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        let waiting = {
+            let mut queues = self.queues.lock();
+            if matches!(queues.state, State::Over(_)) || queues.state == state {
+                return;
+            }
+            queues.state = state;
+            std::mem::take(&mut queues.waiting)
+        };
+        wake(waiting);
+    }
+}
+
+fn wake(waiting: Vec<Sender<()>>) {
+    for sender in waiting {
+        // Whoever stopped waiting does not need it; one wake is enough for whoever was woken already.
+        let _ = sender.try_send(());
+    }
+}
+
+fn timed_out(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, what)
+}
+
+/// How the end of a pipe looks to whoever still uses it. The [`End`] is inside.
+pub fn ended(end: &End) -> io::Error {
+    let kind = match end.code {
+        Ending::Eof => io::ErrorKind::BrokenPipe,
+        Ending::TargetRefused => io::ErrorKind::ConnectionRefused,
+        Ending::TargetUnreachable => io::ErrorKind::HostUnreachable,
+        Ending::TargetReset => io::ErrorKind::ConnectionReset,
+        Ending::NotAllowed | Ending::Auth => io::ErrorKind::PermissionDenied,
+        _ => io::ErrorKind::ConnectionAborted,
+    };
+    io::Error::new(kind, PipeEnded(end.clone()))
+}
+
+/// The inner error of what a pipe that is over answers with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PipeEnded(pub End);
+
+impl std::fmt::Display for PipeEnded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the pipe has ended: {}", self.0)
+    }
+}
+
+impl std::error::Error for PipeEnded {}

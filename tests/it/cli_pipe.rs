@@ -1,0 +1,275 @@
+//! Pipes as a user has them: a daemon, `connect`, `forward` and `pipe`, over networks that break.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use crate::flaky::{Fault, Flaky, Weather};
+use crate::process::{Daemon, PATIENCE, run, told, towpath};
+
+/// A target that sends back what it gets, and ends when it is told to.
+fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { continue };
+            thread::spawn(move || {
+                let (mut from, mut to) = (&stream, &stream);
+                // A client that is gone ends it as well.
+                if std::io::copy(&mut from, &mut to).is_ok() {
+                    let _ = stream.shutdown(Shutdown::Write);
+                }
+            });
+        }
+    });
+    address
+}
+
+fn text(count: usize) -> Vec<u8> {
+    (0..count as u64).map(|at| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
+}
+
+/// A process that is killed when the test is done with it.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `towpath forward` to a target, and where it listens.
+fn forward(url: &str, target: &str, flags: &[&str]) -> (Killed, SocketAddr) {
+    let spec = format!("0:{target}");
+    let mut command = towpath(&["forward", "-L", &spec, url]);
+    command.args(flags).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("towpath starts");
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("piped");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
+    let address = line.split_whitespace().nth(1).expect("forwarding ADDRESS to TARGET");
+    let address = address.parse().expect("an address");
+    (Killed(child), address)
+}
+
+/// Sends `bytes` to an echo and checks what comes back, both at once.
+fn check_echo(address: SocketAddr, bytes: &[u8]) {
+    let stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    let reader = stream.try_clone().expect("a clone");
+    let reading = thread::spawn(move || {
+        let (mut hash, mut count) = (Sha256::new(), 0);
+        let mut buffer = vec![0; 65_536];
+        loop {
+            let read = (&reader).read(&mut buffer).expect("bytes keep coming");
+            if read == 0 {
+                return (count, hash.finalize());
+            }
+            hash.update(&buffer[..read]);
+            count += read;
+        }
+    });
+    (&stream).write_all(bytes).expect("the pipe takes them");
+    stream.shutdown(Shutdown::Write).expect("open");
+    let (count, hash) = reading.join().expect("no panic");
+    assert_eq!(count, bytes.len());
+    assert_eq!(hash, Sha256::digest(bytes));
+}
+
+#[test]
+fn connect_carries_both_directions_and_exits_with_zero() {
+    let target = echo().to_string();
+    let daemon = Daemon::start(&["--allow", &target]);
+    for transport in ["auto", "upgrade", "websocket"] {
+        let mut command = towpath(&["connect", &daemon.url, &target, "--transport", transport]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("towpath starts");
+        let sent = text(3_000_000);
+        let mut stdin = child.stdin.take().expect("piped");
+        let writing = thread::spawn({
+            let sent = sent.clone();
+            move || stdin.write_all(&sent).expect("it reads")
+        });
+        let output = child.wait_with_output().expect("it ends");
+        writing.join().expect("no panic");
+        assert!(output.status.success(), "{transport}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stdout == sent, "{transport}: {} bytes came back", output.stdout.len());
+    }
+}
+
+#[test]
+fn connect_says_by_its_exit_code_why_there_is_no_pipe() {
+    let nobody = {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.local_addr().expect("bound").to_string()
+    };
+    let daemon = Daemon::start(&["--allow", &nobody]);
+    let nowhere = format!("http://{nobody}");
+    let cases: [(&[&str], i32, &str); 4] = [
+        (&["connect", &daemon.url, &nobody], 4, "target_refused"),
+        (&["connect", &daemon.url, "127.0.0.1:1"], 4, "not_allowed"),
+        (&["connect", &daemon.url, "not a target"], 4, "not_allowed"),
+        (&["connect", &nowhere, &nobody, "--connect-timeout", "1"], 6, "target_unreachable"),
+    ];
+    for (arguments, expected, code) in cases {
+        let (exit, said) = told(&run(arguments));
+        assert_eq!(exit, expected, "{arguments:?}: {said}");
+        assert!(said.contains(code), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn a_pipe_that_lost_its_daemon_ends_with_five_once_another_one_answers() {
+    let target = echo().to_string();
+    let daemon = Daemon::start(&["--allow", &target]);
+    let address = daemon.address().to_owned();
+    let mut command = towpath(&["connect", &daemon.url, &target]);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(b"hello").expect("it reads");
+    let mut got = [0; 5];
+    child.stdout.as_mut().expect("piped").read_exact(&mut got).expect("it comes back");
+    daemon.signal("KILL");
+    drop(daemon);
+    let _second = Daemon::start(&["--allow", &target, "--listen", &address]);
+    let output = child.wait_with_output().expect("it ends");
+    let (exit, said) = told(&output);
+    assert_eq!(exit, 5, "{said}");
+    assert!(said.contains("link lost") && said.contains("unknown_pipe"), "{said}");
+}
+
+#[test]
+fn a_forwarded_stream_survives_every_kind_of_break() {
+    let target = echo().to_string();
+    let daemon = Daemon::start(&["--allow", &target]);
+    // A pipe finds out about a hole by silence; the others are seen at once.
+    let faults = vec![Fault::Reset, Fault::Close, Fault::Reset, Fault::Freeze];
+    let every = Some(Duration::from_millis(20)..Duration::from_millis(200));
+    let weather = Weather { every, faults, split: 20_000, ..Weather::default() };
+    let flaky = Flaky::start("127.0.0.1:0", daemon.address(), 7, weather).expect("a free port");
+    let url = format!("http://{}", flaky.address());
+    for transport in ["upgrade", "websocket"] {
+        let (_running, address) = forward(&url, &target, &["--fast", "--quiet", "--transport", transport]);
+        check_echo(address, &text(24_000_000));
+    }
+    let (faults, connections) = flaky.counts();
+    assert!(connections > 5 && faults > 5, "{faults} faults on {connections} connections");
+}
+
+#[test]
+fn silence_in_one_direction_or_both_is_noticed_and_healed() {
+    let target = echo().to_string();
+    let daemon = Daemon::start(&["--allow", &target]);
+    let flaky = Flaky::start("127.0.0.1:0", daemon.address(), 1, Weather::default()).expect("a free port");
+    let (_running, address) =
+        forward(&format!("http://{}", flaky.address()), &target, &["--fast", "--quiet"]);
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut ask = |what: &[u8]| {
+        stream.write_all(what).expect("the pipe takes it");
+        let mut got = vec![0; what.len()];
+        let asked = Instant::now();
+        stream.read_exact(&mut got).expect("it comes back");
+        assert_eq!(got, what);
+        asked.elapsed()
+    };
+    ask(b"calm");
+    for hole in [Fault::Hole, Fault::HoleUp, Fault::HoleDown] {
+        flaky.strike(hole);
+        let took = ask(b"are you there");
+        assert!(took < Duration::from_secs(12), "{hole:?} was noticed after {took:?}");
+    }
+}
+
+#[test]
+fn after_a_cut_whose_path_is_up_bytes_flow_again_at_once() {
+    let target = echo().to_string();
+    let daemon = Daemon::start(&["--allow", &target]);
+    let flaky = Flaky::start("127.0.0.1:0", daemon.address(), 1, Weather::default()).expect("a free port");
+    let (_running, address) = forward(&format!("http://{}", flaky.address()), &target, &["--quiet"]);
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut waits = Vec::new();
+    for round in 0..21_u8 {
+        let begun = Instant::now();
+        stream.write_all(&[round]).expect("the pipe takes it");
+        let mut got = [0];
+        stream.read_exact(&mut got).expect("it comes back");
+        assert_eq!(got, [round]);
+        waits.push(begun.elapsed());
+        flaky.strike(Fault::Reset);
+    }
+    waits.sort_unstable();
+    assert!(waits[10] < Duration::from_secs(1), "half of the recoveries took longer than {:?}", waits[10]);
+}
+
+#[test]
+fn pipes_are_listed_cut_and_killed_and_strangers_see_none() {
+    let target = echo().to_string();
+    let daemon = Daemon::start(&["--allow", &target]);
+    let (_running, address) = forward(&daemon.url, &target, &["--quiet"]);
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut got = [0; 2];
+    stream.write_all(b"hi").expect("the pipe takes it");
+    stream.read_exact(&mut got).expect("it comes back");
+
+    let list = || {
+        let (exit, said) = told(&run(&["pipe", "ls", "--json", "--url", &daemon.url]));
+        assert_eq!(exit, 0, "{said}");
+        serde_json::from_str::<serde_json::Value>(&said).expect("JSON")
+    };
+    let pipes = list();
+    let id = pipes[0]["id"].as_str().expect("a pipe").to_owned();
+    assert_eq!((pipes[0]["target"].as_str(), pipes[0]["state"].as_str()), (Some(&*target), Some("attached")));
+    assert_eq!(
+        (pipes[0]["bytes_to_target"].as_u64(), pipes[0]["bytes_from_target"].as_u64()),
+        (Some(2), Some(2))
+    );
+
+    let (exit, said) = told(&run(&["pipe", "cut", &id, "--url", &daemon.url]));
+    assert_eq!(exit, 0, "{said}");
+    stream.write_all(b"hi").expect("the pipe takes it");
+    stream.read_exact(&mut got).expect("it recovers");
+    assert_eq!(list()[0]["resumes"], 1);
+
+    let (exit, said) = told(&run(&["pipe", "kill", &id, "--url", &daemon.url]));
+    assert_eq!(exit, 0, "{said}");
+    assert!(stream.read(&mut got).map_or(true, |count| count == 0), "it is over");
+    let (exit, said) = told(&run(&["pipe", "show", &id, "--url", &daemon.url]));
+    assert!(exit != 0 && said.contains("not_found"), "{said}");
+    let (status, figures) = daemon.get("/metrics");
+    assert_eq!(status, 200);
+    assert!(figures.contains("towpath_pipe_resumes_total 1\n"), "{figures}");
+}
+
+#[test]
+fn a_pipe_costs_the_daemon_no_thread() {
+    let target = echo().to_string();
+    let daemon = Daemon::start(&["--allow", &target]);
+    let (_running, address) = forward(&daemon.url, &target, &["--quiet"]);
+    let open = || {
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        stream.write_all(b"x").expect("the pipe takes it");
+        stream.read_exact(&mut [0]).expect("it comes back");
+        stream
+    };
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).expect("linux").count();
+    let _first = open();
+    let before = threads();
+    let _pipes: Vec<TcpStream> = (0..50).map(|_| open()).collect();
+    assert!(threads() <= before + 1, "{} threads, {before} before", threads());
+}
+
+#[test]
+fn what_is_no_upgrade_is_told_what_to_ask_for() {
+    let daemon = Daemon::start(&[]);
+    let (status, said) = daemon.get("/v1/pipe");
+    assert_eq!((status, said.contains("towpath-pipe/1")), (426, true), "{said}");
+}
