@@ -137,7 +137,9 @@ fn a_pipe_that_lost_its_daemon_ends_with_five_once_another_one_answers() {
     child.stdout.as_mut().expect("piped").read_exact(&mut got).expect("it comes back");
     daemon.signal("KILL");
     drop(daemon);
-    let _second = Daemon::start(&["--allow", &target, "--listen", &address]);
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let mut second = towpath(&["serve", "--listen", &address, "--data"]);
+    let _second = Killed(second.arg(data.path()).spawn().expect("towpath starts"));
     let output = child.wait_with_output().expect("it ends");
     let (exit, said) = told(&output);
     assert_eq!(exit, 5, "{said}");

@@ -499,6 +499,13 @@ impl Shard {
         if now >= greeter.deadline {
             return self.dismiss(slot, greeter);
         }
+        if greeter.carrier.has_more() {
+            // The answer to the upgrade, which the client waits for.
+            match greeter.carrier.flush() {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return self.dismiss(slot, greeter),
+                _ => {}
+            }
+        }
         if let Stage::Challenging(challenge) = &greeter.stage {
             let challenge = Greeting::Challenge(*challenge);
             greeter.stage = Stage::Listening;
