@@ -13,6 +13,7 @@ mod notify;
 mod operations;
 mod parts;
 mod probe;
+pub mod river;
 mod signals;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::engine::worker::Crew;
 use crate::front::{self, Credentials, Gate, Router, Tokens, add_dashboard};
 use crate::metrics::{Described, Metrics};
 use crate::rt::{Moment, Receiver, RecvTimeoutError, Rt, Thread};
+use crate::service::server::Server;
 use crate::wire::{Bound, IoThreads, Limits, Listener, Running};
 use crate::{Code, Error, Result};
 use condition::Condition;
@@ -174,6 +176,7 @@ pub struct Daemon {
     gate: Arc<Gate>,
     figures: Vec<Described>,
     doors: Running,
+    sessions: Server,
     parts: Parts,
     pipes: Pipes,
     directory: Directory,
@@ -213,13 +216,21 @@ impl Daemon {
         let pipes = start_pipes(rt, config)?;
         pipes.handle().describe(&mut metrics);
         front::pipes::routes(&mut router, rt, &pipes.handle());
+        let behind = river::Behind {
+            streams: parts.streams.streams().clone(),
+            metadata: parts.metadata.clone(),
+            replicas: parts.replicas.replicas().clone(),
+        };
+        let sessions = river::start(rt, gate.clone(), behind, &mut metrics)?;
+        router.add(front::river::route("/river", sessions.doorbell().clone()));
+
         let figures = metrics.described();
         operations::add_routes(&mut router, &condition, &gate, metrics.into_exposition());
         let listener = listen(&config.server.listen)?;
         let limits = Limits { links: usize::try_from(links).unwrap_or(usize::MAX), ..Limits::default() };
         let doors = io.start(limits, vec![listener], Arc::new(router))?;
         log::info!(target: "towpath/started", "holds up to {links} links on {threads} I/O threads");
-        Ok(Daemon { rt: rt.clone(), crew, condition, gate, figures, doors, parts, pipes, directory })
+        Ok(Daemon { rt: rt.clone(), crew, condition, gate, figures, doors, sessions, parts, pipes, directory })
     }
 
     /// Where it listens.
@@ -253,6 +264,7 @@ impl Daemon {
         self.parts.streams.streams().drain();
         self.drain_links(window, deadline);
         self.parts.end_by(deadline);
+        drop(self.sessions);
         drop(self.doors);
         // Their peers are told why, within a second.
         drop(self.pipes);

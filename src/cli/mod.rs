@@ -21,6 +21,7 @@ mod print;
 mod publish;
 mod remote;
 mod replicas;
+mod river;
 mod serve;
 mod stream;
 mod token;
@@ -77,6 +78,7 @@ enum Command {
     Pipe(pipe::Pipe),
     Publish(publish::Publish),
     Replicas(replicas::Replicas),
+    River(river::River),
     Serve(serve::Serve),
     Stream(stream::Stream),
     Token(token::Token),
@@ -100,6 +102,7 @@ impl Command {
             Command::Pipe(command) => command.run(),
             Command::Publish(command) => command.run(),
             Command::Replicas(command) => command.run(),
+            Command::River(command) => command.run(),
             Command::Serve(command) => command.run(),
             Command::Stream(command) => command.run(),
             Command::Token(command) => command.run(),

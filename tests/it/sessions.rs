@@ -2,7 +2,9 @@
 //! the reference's own tests check, on real threads over links in memory that can be cut.
 
 mod calls;
+mod daemon;
 mod disconnects;
+mod interop;
 mod links;
 mod replay;
 
