@@ -327,7 +327,7 @@ impl Core {
             from: &self.me,
             to: &self.peer,
             seq: self.numbers.next(),
-            ack: self.numbers.received(),
+            ack: self.numbers.received() + u64::from(crate::planted!("session_ack_before_processing")),
             message,
         });
         if !self.numbers.keep(frame.clone()) {

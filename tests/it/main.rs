@@ -25,6 +25,7 @@ mod sim_demo;
 mod sim_doubles;
 mod sim_harness;
 mod sim_net;
+mod sim_sessions;
 mod store_conformance;
 #[cfg(feature = "postgres")]
 mod store_postgres;
