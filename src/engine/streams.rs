@@ -42,7 +42,7 @@ mod writes;
 pub use event::{Ended, Event, Hello, Reset, What};
 pub use follow::{Follow, FollowOptions};
 pub use follower::{FollowerId, Format, QUEUE_BYTES_MAX, QUEUE_WAIT_MAX, Since};
-pub use room::{Accepted, Alive, Then, TurnRead};
+pub use room::{Accepted, Alive, RELAY_MESSAGE_MAX, RELAY_PATH, RELAY_TICKET, RelayWays, Then, TurnRead};
 pub use turn::TurnHandle;
 pub use writes::Written;
 
@@ -315,6 +315,8 @@ pub struct StreamsConfig {
     pub bus: Arc<dyn Bus>,
     /// The I/O threads, where a door is open.
     pub doors: Option<Doors>,
+    /// The way to other replicas, where there are any.
+    pub relay: Option<RelayWays>,
     /// What bounds it.
     pub limits: Limits,
     /// How many rooms share the streams.
@@ -333,6 +335,7 @@ impl StreamsConfig {
             stores,
             bus,
             doors: None,
+            relay: None,
             limits: Limits::default(),
             shards: 1,
             readers: 1,
@@ -380,7 +383,7 @@ struct Shared {
     readers: Pool,
     desk: Desk,
     shards: Shards,
-    next_follower: AtomicU64,
+    numbers: Arc<AtomicU64>,
     stopped: AtomicBool,
     names: Arc<Names>,
 }
@@ -424,7 +427,8 @@ impl StreamsEngine {
     /// When there is no thread to have.
     pub fn start(crew: &Crew, config: StreamsConfig) -> crate::Result<StreamsEngine> {
         let rt = crew.rt();
-        let StreamsConfig { replica, stores, bus, doors, limits, shards, readers, writers } = config;
+        let StreamsConfig { replica, stores, bus, doors, relay, limits, shards, readers, writers } = config;
+        let numbers = Arc::new(AtomicU64::new(1));
         let (mut pools, readers) = Pool::start(crew, "reader", readers, &stores)?;
         let (writing, writers) = Pool::start(crew, "writer", writers, &stores)?;
         pools.extend(writing);
@@ -449,6 +453,8 @@ impl StreamsEngine {
                     limits,
                     hints_lost,
                     names: names.clone(),
+                    numbers: numbers.clone(),
+                    relay: relay.clone(),
                 };
                 StreamsRoom::new(around, inbox.clone())
             })?;
@@ -473,7 +479,7 @@ impl StreamsEngine {
             readers,
             desk,
             shards,
-            next_follower: AtomicU64::new(1),
+            numbers,
             stopped: AtomicBool::new(false),
             names,
         };
@@ -668,7 +674,7 @@ impl Streams {
 
     /// A page of streams, oldest first.
     pub fn list_then(&self, list: ListStreams, then: Then<Vec<StreamRow>>) {
-        let key = self.shared.next_follower.load(Ordering::Relaxed);
+        let key = self.shared.numbers.load(Ordering::Relaxed);
         self.shared.readers.ask(
             key,
             move |store| store.list(&list),
@@ -976,7 +982,7 @@ impl Streams {
 
     /// A number for a new follower.
     pub fn next_follower(&self) -> FollowerId {
-        self.shared.next_follower.fetch_add(1, Ordering::Relaxed)
+        self.shared.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Follows over a link. Its events must reach [`Streams::outlet`] of the stream under the follower's
@@ -1010,6 +1016,12 @@ impl Streams {
     pub fn unfollow(&self, stream: Uuid, id: FollowerId) {
         // Full: the link is gone or will be, and the room hears of that.
         drop(self.to_room(stream, Message::Unfollow(id)));
+    }
+
+    /// Takes a link over which another replica follows the turns of a stream that run here. Its events must
+    /// reach [`Streams::outlet`] under this tag, which comes from [`Streams::next_follower`].
+    pub fn serve_relay(&self, tag: u64, stream: Uuid, link: LinkHandle) -> Result<(), StreamError> {
+        self.to_room(stream, Message::Serve { stream, tag, link })
     }
 
     /// Where the links of a stream's followers tell what happens to them.

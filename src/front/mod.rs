@@ -72,6 +72,7 @@ mod openapi;
 pub mod pipes;
 mod query;
 pub mod replicas;
+pub mod relay;
 mod reply;
 mod request;
 pub mod river;

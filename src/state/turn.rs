@@ -180,6 +180,15 @@ impl Turn {
         }
     }
 
+    /// The parts before `first` are lost: what is here is let go of, and `first` is the next one.
+    pub fn skip_to(&mut self, first: u32) {
+        if first > self.last + 1 {
+            self.parts.clear();
+            self.bytes = 0;
+            (self.first, self.last) = (first, first - 1);
+        }
+    }
+
     /// The turn has ended; its parts stay for [`GRACE`].
     pub fn close(&mut self, now: Moment) {
         self.closed_at.get_or_insert(now);

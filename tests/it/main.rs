@@ -26,6 +26,7 @@ mod sim_doubles;
 mod sim_harness;
 mod sim_net;
 mod sim_sessions;
+mod sim_streams;
 mod store_conformance;
 #[cfg(feature = "postgres")]
 mod store_postgres;

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -26,13 +26,18 @@ use crate::store::StoreError;
 use crate::store::streams::{
     Address, CatchUp, Change, Draft, End, Fence, Found, Held, MessageRow, PAGE_BYTES, Page,
 };
-use crate::wire::{Doors, Group, Happened, LinkBatch};
+use crate::wire::{Doors, Group, Happened, LinkBatch, LinkHandle};
 
 use super::StreamError;
 use super::event::{Ended, Event, Hello, Reset, What};
 use super::follower::{Follower, FollowerId, Format, Since, Step, Tap, Told};
 use super::view::{Brought, Greeted, Stage, View};
 use super::writes::{self, Desk};
+
+mod relays;
+
+use relays::{Mirror, Relays, Served};
+pub use relays::{RELAY_MESSAGE_MAX, RELAY_PATH, RELAY_TICKET, RelayWays};
 
 /// How often what is followed or run here is compared with the store: what makes up for lost notices.
 const POLL: Duration = Duration::from_secs(10);
@@ -82,8 +87,17 @@ pub(super) enum Message {
     Polled(Vec<Uuid>, Result<Vec<Change>, StoreError>),
     /// These turns are still this replica's, as of the claims before this moment.
     Renewed(Arc<[Held]>, Moment),
-    /// Something happened on links of followers.
+    /// Something happened on links of followers and relays.
     Links(LinkBatch),
+    /// Another replica wants the parts of a stream that runs here.
+    Serve {
+        /// Which stream.
+        stream: Uuid,
+        /// What events of the link are tagged with.
+        tag: u64,
+        /// The link.
+        link: LinkHandle,
+    },
     /// The engine is about to stop.
     Drain,
     /// Hints were lost: look at the flag.
@@ -258,6 +272,10 @@ struct Entry {
     followers: Vec<FollowerId>,
     with_parts: Crowd,
     without: Crowd,
+    /// What brings the parts of a turn that another replica runs.
+    mirror: Option<Box<Mirror>>,
+    /// Other replicas that follow turns here.
+    served: Vec<Served>,
     /// The number of the last read that was begun, and whether it is still out.
     reads: u64,
     reading: bool,
@@ -269,7 +287,12 @@ struct Entry {
 
 impl Entry {
     fn is_idle(&self) -> bool {
-        self.followers.is_empty() && self.held.is_none() && self.turns.is_empty() && !self.reading
+        self.followers.is_empty()
+            && self.held.is_none()
+            && self.turns.is_empty()
+            && self.served.is_empty()
+            && self.mirror.is_none()
+            && !self.reading
     }
 
     fn turn(&mut self, number: u32) -> Option<&mut Turn> {
@@ -297,6 +320,10 @@ pub(super) struct Surroundings {
     /// Set by the bus when hints were lost.
     pub hints_lost: Arc<AtomicBool>,
     pub names: Arc<super::Names>,
+    /// Numbers for followers and for links of relays.
+    pub numbers: Arc<AtomicU64>,
+    /// None where there are no other replicas.
+    pub relay: Option<RelayWays>,
 }
 
 /// One shard.
@@ -311,6 +338,7 @@ pub(super) struct StreamsRoom {
     polling: bool,
     events: Vec<Event>,
     parts_bytes: usize,
+    relays: Relays,
 }
 
 impl StreamsRoom {
@@ -326,6 +354,7 @@ impl StreamsRoom {
             polling: false,
             events: Vec::new(),
             parts_bytes: 0,
+            relays: Relays::new(&around.rt, around.relay.clone()),
             around,
         }
     }
@@ -355,7 +384,8 @@ impl StreamsRoom {
             Message::Read(stream, answer) => self.read(now, stream, answer),
             Message::Polled(asked, answer) => self.polled(now, &asked, answer),
             Message::Renewed(held, asked) => self.renewed(&held, asked),
-            Message::Links(batch) => self.links(batch),
+            Message::Links(batch) => self.links(now, batch),
+            Message::Serve { stream, tag, link } => self.serve(now, stream, tag, link),
             Message::Drain => self.drain(now),
             Message::Wake => {}
         }
@@ -436,8 +466,13 @@ impl StreamsRoom {
         self.cut(id, Ended::Slow);
     }
 
-    fn links(&mut self, batch: LinkBatch) {
+    fn links(&mut self, now: Moment, batch: LinkBatch) {
         for event in batch {
+            let dialed = matches!(event.what, Happened::Opened(..) | Happened::Refused(_));
+            if dialed || self.relays.knows(event.tag) {
+                self.relay_event(now, event);
+                continue;
+            }
             match event.what {
                 Happened::Passed(id) => self.passed(id),
                 Happened::Closed(_) => self.link_gone(event.tag),
@@ -800,6 +835,7 @@ impl StreamsRoom {
                 let entry = self.streams.get_mut(&stream).expect("it was there a moment ago");
                 entry.hinted = entry.hinted.max(entry.asked);
                 entry.read_at = now + READ_RETRY;
+                self.relay_checked(now, stream, false);
                 return self.set_degraded(now, stream, true);
             }
         };
@@ -821,6 +857,9 @@ impl StreamsRoom {
                     page.messages.into_iter().filter(|row| row.pos <= upto).map(Arc::new).collect();
                 self.tell_page(now, stream, answer.after, upto, &rows);
             }
+        }
+        if !answer.history {
+            self.relay_checked(now, stream, true);
         }
         self.open_newcomers(now, stream, answer.no);
     }
@@ -1071,6 +1110,8 @@ impl StreamsRoom {
     /// What a stream needs after something happened to it: reads, alarms, its end.
     fn settle(&mut self, now: Moment, stream: Uuid) {
         self.heed(now, stream);
+        self.relay_alarm(now, stream);
+        self.want_relay(now, stream);
         self.open_newcomers(now, stream, 0);
         self.tell(now, stream);
         self.end_followers_of_closed(stream);
@@ -1078,6 +1119,7 @@ impl StreamsRoom {
         let Some(entry) = self.streams.get_mut(&stream) else { return };
         entry.turns.retain(|turn| turn.expires().is_none_or(|at| at > now));
         self.serve_readers(stream);
+        self.serve_relays(stream);
         let next = self.next_alarm(now, stream);
         let Some(entry) = self.streams.get_mut(&stream) else { return };
         if let Some(alarm) = entry.alarm.take() {
@@ -1147,7 +1189,7 @@ impl StreamsRoom {
             return;
         }
         let Some(view) = &entry.view else {
-            if entry.followers.is_empty() && entry.held.is_none() {
+            if entry.followers.is_empty() && entry.held.is_none() && entry.served.is_empty() {
                 return;
             }
             // Where the one stands who is furthest back, if it is from here: small streams are read once.
@@ -1179,6 +1221,7 @@ impl StreamsRoom {
         if let Some(held) = &entry.held {
             next = Moment::earliest(next, Some(held.heard + self.around.limits.producer_silence_max));
         }
+        next = Moment::earliest(next, entry.mirror.as_ref().and_then(|mirror| mirror.deadline()));
         if entry.read_at > now {
             next = Moment::earliest(next, Some(entry.read_at));
         }
@@ -1211,6 +1254,7 @@ impl StreamsRoom {
         if self.poll_at <= now {
             self.poll(now);
         }
+        self.relay_beats(now);
     }
 }
 
@@ -1289,7 +1333,8 @@ impl Room for StreamsRoom {
     }
 
     fn deadline(&self) -> Option<Moment> {
-        Moment::earliest(self.alarms.first().map(|(at, _)| *at), Some(self.poll_at))
+        let alarm = Moment::earliest(self.alarms.first().map(|(at, _)| *at), self.relays.deadline());
+        Moment::earliest(alarm, Some(self.poll_at))
     }
 
     fn end(&mut self, now: Moment, inbox: &mut Vec<Message>) {

@@ -106,6 +106,17 @@ fn a_mirror_keeps_the_newest_and_says_what_went() {
     assert!(!lack(&mirror, 3).0);
 }
 
+#[test]
+fn a_mirror_that_skips_lost_parts_tells_who_had_less() {
+    let mut mirror = Turn::begin(1, 0);
+    mirror.accept(1, "a".into(), 100);
+    mirror.skip_to(4);
+    assert_eq!(mirror.accept(4, "d".into(), 100), Accepted::New);
+    assert_eq!(lack(&mirror, 1), (true, 4, vec!["d".into()]));
+    mirror.skip_to(2);
+    assert_eq!(mirror.last(), 4, "what is here is not skipped");
+}
+
 #[derive(Clone, Debug)]
 enum Do {
     Push(usize),

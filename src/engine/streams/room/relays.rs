@@ -1,0 +1,495 @@
+//! Relays: the parts of streams that other replicas run brought here, and those that run here sent there.
+//!
+//! Both ends speak JSON over a WebSocket on the replicas' own listener, one link for each (stream, worker):
+//! `{"ask":[turn,after]}` and `{"beat":null}` go to the worker; `{"part":[turn,n,…]}`,
+//! `{"evicted":[turn,first]}`, `{"ended":[turn,last]}`, `{"elsewhere":null}` and `{"beat":null}` come from it.
+//! Who dials and what counts is decided by [`Relay`]; this carries it out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{Entry, Message, StreamsRoom};
+use crate::engine::replicas::Replicas;
+use crate::engine::streams::event::{Event, What};
+use crate::engine::streams::follower::FollowerId;
+use crate::engine::worker::Refused;
+use crate::rt::{self, Cancel, Moment, Op, Rand};
+use crate::state::relay::{Action, Input, Relay, SILENCE_MAX, Want};
+use crate::state::turn::{GRACE, Turn};
+use crate::wire::{Dial, Frame, Happened, LinkEvent, LinkHandle, Outlet, Owner, Speak, Target, Wire};
+
+/// How often each side says that it is alive: three times before the other takes it for dead.
+const BEAT: Duration = Duration::from_secs(1);
+/// How long a dial may take.
+const DIAL_WAIT: Duration = Duration::from_secs(5);
+/// The longest message: a part in its envelope.
+pub const RELAY_MESSAGE_MAX: u32 = 4 << 20;
+/// Where the relay of a replica serves, before the stream's id.
+pub const RELAY_PATH: &str = "/relay/v1/streams/";
+/// The header that carries the ticket.
+pub const RELAY_TICKET: &str = "towpath-ticket";
+
+/// What relays need of the engine around them.
+#[derive(Clone)]
+pub struct RelayWays {
+    /// Connections to other replicas.
+    pub wire: Arc<dyn Wire>,
+    /// Who they are.
+    pub replicas: Replicas,
+}
+
+/// The relays of one shard.
+pub(super) struct Relays {
+    ways: Option<RelayWays>,
+    rand: Rand,
+    /// Which stream and dial a tag of a link stands for.
+    dials: HashMap<u64, (Uuid, u64), rt::Hasher>,
+    /// Which stream a tag of a link stands for that another replica opened.
+    serves: HashMap<u64, Uuid, rt::Hasher>,
+    beat_at: Moment,
+}
+
+/// The link that brings a stream's parts here.
+pub(super) struct Mirror {
+    relay: Relay<Arc<str>>,
+    /// The newest dial, while it is out or open: its tag, what gives it up, and the link it brought.
+    dial: Option<(u64, Cancel)>,
+    link: Option<LinkHandle>,
+    checking: bool,
+    /// When what is left of a run that ended is not worth waiting for any more.
+    until: Moment,
+}
+
+/// Another replica that follows a turn here.
+pub(super) struct Served {
+    tag: u64,
+    link: LinkHandle,
+    turn: u32,
+    sent: u32,
+    told_end: bool,
+    heard: Moment,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum FromFollower {
+    Ask(u32, u32),
+    Beat(()),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum FromWorker {
+    Part(u32, u32, Box<RawValue>),
+    Evicted(u32, u32),
+    Ended(u32, u32),
+    Elsewhere(()),
+    Beat(()),
+}
+
+impl Relays {
+    pub(super) fn new(rt: &rt::Rt, ways: Option<RelayWays>) -> Relays {
+        Relays {
+            ways,
+            rand: rt.rand("relay"),
+            dials: HashMap::with_hasher(rt.hasher()),
+            serves: HashMap::with_hasher(rt.hasher()),
+            beat_at: rt.now() + BEAT,
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        (!self.dials.is_empty() || !self.serves.is_empty()).then_some(self.beat_at)
+    }
+
+    /// Whether an event of a link is about a relay.
+    pub(super) fn knows(&self, tag: u64) -> bool {
+        self.dials.contains_key(&tag) || self.serves.contains_key(&tag)
+    }
+}
+
+impl Mirror {
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        Moment::earliest(self.relay.deadline(), (self.until != Moment::NEVER).then_some(self.until))
+    }
+}
+
+impl StreamsRoom {
+    /// What a link of a relay says.
+    pub(super) fn relay_event(&mut self, now: Moment, event: LinkEvent) {
+        if let Some(&(stream, dial)) = self.relays.dials.get(&event.tag) {
+            self.dial_event(now, stream, dial, event);
+        } else if let Some(&stream) = self.relays.serves.get(&event.tag) {
+            self.served_event(now, stream, event);
+        } else if let Happened::Opened(link, _) = event.what {
+            // A dial that was given up has answered all the same.
+            link.close(crate::wire::websocket::close::ABNORMAL, "stale");
+        }
+    }
+
+    fn dial_event(&mut self, now: Moment, stream: Uuid, dial: u64, event: LinkEvent) {
+        let tag = event.tag;
+        let input = match event.what {
+            Happened::Opened(link, _) => {
+                if let Some(mirror) = self.mirror(stream)
+                    && mirror.dial.as_ref().is_some_and(|(newest, _)| *newest == tag)
+                {
+                    mirror.link = Some(link);
+                } else {
+                    link.close(crate::wire::websocket::close::ABNORMAL, "stale");
+                }
+                Input::Dialed { dial, ok: true }
+            }
+            Happened::Refused(why) => {
+                log::info!("relay dial failed stream={stream} reason={why}");
+                self.relays.dials.remove(&tag);
+                Input::Dialed { dial, ok: false }
+            }
+            Happened::Closed(_) => {
+                self.relays.dials.remove(&tag);
+                Input::Closed { dial }
+            }
+            Happened::Text(text) => match serde_json::from_str::<FromWorker>(&text) {
+                Ok(FromWorker::Part(turn, n, part)) => Input::Part { dial, turn, n, part: part.get().into() },
+                Ok(FromWorker::Evicted(turn, first)) => Input::Evicted { dial, turn, first },
+                Ok(FromWorker::Ended(turn, last)) => Input::Ended { dial, turn, last },
+                Ok(FromWorker::Beat(_)) => Input::Beat { dial },
+                Ok(FromWorker::Elsewhere(_)) => Input::Closed { dial },
+                Err(error) => {
+                    log::warn!("relay link speaks oddly stream={stream} error={error}");
+                    Input::Closed { dial }
+                }
+            },
+            Happened::Binary(_)
+            | Happened::Bytes(_)
+            | Happened::Ended
+            | Happened::Passed(_)
+            | Happened::Reset(_) => return,
+        };
+        let closes = matches!(input, Input::Closed { .. });
+        self.relay_step(now, stream, input);
+        if closes && let Some(mirror) = self.mirror(stream) {
+            mirror.hang_up(tag);
+        }
+    }
+
+    fn mirror(&mut self, stream: Uuid) -> Option<&mut Mirror> {
+        self.streams.get_mut(&stream)?.mirror.as_deref_mut()
+    }
+
+    /// Says to the relay of a stream what is wanted of it.
+    pub(super) fn want_relay(&mut self, now: Moment, stream: Uuid) {
+        let replica = self.around.replica;
+        if self.relays.ways.is_none() {
+            return;
+        }
+        let Some(entry) = self.streams.get_mut(&stream) else { return };
+        let Some(view) = &entry.view else { return };
+        let state = &view.row.state;
+        let wanted_here = entry.followers.iter().any(|id| self.followers[id].parts)
+            || entry.readers.iter().any(|read| read.turn == state.turn_no);
+        let worker = state.status.worker().filter(|worker| *worker != replica && wanted_here);
+        let (turn_no, folded_to) = (state.turn_no, view.row.turn_folded_to);
+        let Some(worker) = worker else {
+            let Some(mirror) = entry.mirror.as_deref_mut() else { return };
+            if !wanted_here || state.status.worker() == Some(replica) || mirror.until <= now {
+                self.relay_step(now, stream, Input::Unwanted);
+                if let Some(entry) = self.streams.get_mut(&stream) {
+                    entry.mirror = None;
+                }
+            } else if mirror.until == Moment::NEVER {
+                // The run has ended; what is left of its parts is still worth having for a while.
+                mirror.until = now + GRACE;
+                self.relay_step(now, stream, Input::Over);
+            }
+            return;
+        };
+        if entry.turn(turn_no).is_none() {
+            entry.turns.push(Turn::begin(turn_no, folded_to));
+        }
+        let after = entry.turn(turn_no).map_or(folded_to, |turn| turn.last());
+        let mirror = entry.mirror.get_or_insert_with(|| {
+            Box::new(Mirror {
+                relay: Relay::new(),
+                dial: None,
+                link: None,
+                checking: false,
+                until: Moment::NEVER,
+            })
+        });
+        mirror.until = Moment::NEVER;
+        self.relay_step(now, stream, Input::Wanted(Want { worker, turn: turn_no, after }));
+    }
+
+    /// The store was looked at for a relay that asked who owns the stream.
+    pub(super) fn relay_checked(&mut self, now: Moment, stream: Uuid, well: bool) {
+        let replica = self.around.replica;
+        let Some(entry) = self.streams.get_mut(&stream) else { return };
+        let Some(mirror) = entry.mirror.as_deref_mut() else { return };
+        if !std::mem::replace(&mut mirror.checking, false) {
+            return;
+        }
+        let Some(view) = entry.view.as_ref().filter(|_| well) else {
+            return self.relay_step(now, stream, Input::Unchecked);
+        };
+        let state = &view.row.state;
+        let (turn, folded_to) = (state.turn_no, view.row.turn_folded_to);
+        let want = state.status.worker().filter(|worker| *worker != replica).map(|worker| {
+            let after = entry.turns.iter().find(|held| held.number() == turn).map_or(folded_to, Turn::last);
+            Want { worker, turn, after: after.max(folded_to) }
+        });
+        self.relay_step(now, stream, Input::Checked(want));
+    }
+
+    pub(super) fn relay_alarm(&mut self, now: Moment, stream: Uuid) {
+        if self.mirror(stream).is_some_and(|mirror| mirror.relay.deadline().is_some_and(|at| at <= now)) {
+            self.relay_step(now, stream, Input::Alarm);
+        }
+    }
+
+    fn relay_step(&mut self, now: Moment, stream: Uuid, input: Input<Arc<str>>) {
+        let draw = self.relays.rand.next_u64();
+        let mut actions = Vec::new();
+        let Some(mirror) = self.mirror(stream) else { return };
+        mirror.relay.step(now, draw, input, &mut actions);
+        // What changes nothing asks for nothing: the same want is said again whenever the stream is looked at.
+        if !actions.is_empty() {
+            self.touched.push(stream);
+        }
+        for action in actions {
+            self.relay_act(now, stream, action);
+        }
+    }
+
+    fn relay_act(&mut self, now: Moment, stream: Uuid, action: Action<Arc<str>>) {
+        match action {
+            Action::Dial { dial, worker, .. } => self.relay_dial(now, stream, dial, worker),
+            Action::Ask { turn, after, .. } => {
+                if let Some(link) = self.mirror(stream).and_then(|mirror| mirror.link.as_ref()) {
+                    link.send(Frame::text(&format!(r#"{{"ask":[{turn},{after}]}}"#)));
+                }
+            }
+            Action::Close { dial, .. } => {
+                let tag =
+                    self.relays.dials.iter().find(|(_, of)| **of == (stream, dial)).map(|(tag, _)| *tag);
+                if let (Some(tag), Some(mirror)) = (tag, self.mirror(stream)) {
+                    mirror.hang_up(tag);
+                    self.relays.dials.remove(&tag);
+                }
+            }
+            Action::Take { turn, n, part } => {
+                let max = self.around.limits.turn_bytes_max;
+                if let Some(entry) = self.streams.get_mut(&stream)
+                    && let Some(held) = entry.turn(turn)
+                {
+                    held.accept(n, part, max);
+                }
+            }
+            Action::Gap { turn, first } => {
+                if let Some(entry) = self.streams.get_mut(&stream)
+                    && let Some(held) = entry.turn(turn)
+                {
+                    crate::mark!(relay_parts_evicted);
+                    held.skip_to(first);
+                }
+            }
+            Action::Check => {
+                if let Some(mirror) = self.mirror(stream) {
+                    mirror.checking = true;
+                }
+                self.look_again(stream);
+            }
+            Action::Read => self.look_again(stream),
+            Action::Degraded(is) => self.tell_of_relay(now, stream, is),
+        }
+    }
+
+    fn relay_dial(&mut self, now: Moment, stream: Uuid, dial: u64, worker: Uuid) {
+        let Some(ways) = self.relays.ways.clone() else { return };
+        let rt = self.around.rt.clone();
+        rt.point(Op::Dial, &["relay", "parts"]);
+        let target = ways.replicas.relay_url(worker).and_then(|url| {
+            let url = format!("{}{RELAY_PATH}{stream}", url.trim_end_matches('/'));
+            Target::parse(&url).ok()
+        });
+        let (Some(target), Some(ticket)) = (target, ways.replicas.ticket(worker, stream)) else {
+            // Not in the registry, or not yet: looked up again after a while.
+            log::info!("relay has no address stream={stream} worker={worker}");
+            return self.relay_step(now, stream, Input::Dialed { dial, ok: false });
+        };
+        let tag = self.next_tag();
+        let cancel = rt.cancel_token();
+        self.relays.dials.insert(tag, (stream, dial));
+        if let Some(mirror) = self.mirror(stream) {
+            mirror.dial = Some((tag, cancel.clone()));
+            mirror.link = None;
+        }
+        let inbox = self.inbox.clone();
+        let outlet = Outlet::new(move |batch| match inbox.try_data(Message::Links(batch)) {
+            Err(Refused::Full(Message::Links(batch))) => Err(batch),
+            // Taken; or ended, and nobody is left to hear.
+            _ => Ok(()),
+        });
+        ways.wire.dial(Dial {
+            target,
+            speak: Speak::WebSocket { protocols: Vec::new(), message_max: RELAY_MESSAGE_MAX },
+            headers: vec![(RELAY_TICKET.into(), ticket)],
+            deadline: now + DIAL_WAIT,
+            cancel,
+            owner: Owner::new(&outlet, tag),
+        });
+    }
+
+    fn next_tag(&self) -> FollowerId {
+        self.around.numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn tell_of_relay(&mut self, now: Moment, stream: Uuid, degraded: bool) {
+        let ts = self.ts();
+        let Some(entry) = self.streams.get(&stream) else { return };
+        let Some(view) = &entry.view else { return };
+        let what = if degraded { What::Degraded { what: "relay" } } else { What::Restored { what: "relay" } };
+        for id in &entry.followers {
+            let follower = self.followers.get_mut(id).expect("a follower of an entry exists");
+            if follower.told_live && follower.parts {
+                let cursor = if follower.joined { entry.with_parts.cursor } else { follower.cursor };
+                let event = Event { token: view.token(cursor), ts, what: what.clone() };
+                // One that does not keep up is found out by what comes next.
+                follower.tell(now, &[event], &view.row.name, false);
+            }
+        }
+    }
+
+    // The worker's side.
+
+    /// Another replica has opened a link for a stream.
+    pub(super) fn serve(&mut self, now: Moment, stream: Uuid, tag: u64, link: LinkHandle) {
+        let entry = self.streams.entry(stream).or_default();
+        entry.served.push(Served { tag, link, turn: 0, sent: 0, told_end: false, heard: now });
+        self.relays.serves.insert(tag, stream);
+        self.look_again(stream);
+    }
+
+    fn served_event(&mut self, now: Moment, stream: Uuid, event: LinkEvent) {
+        let tag = event.tag;
+        let Some(entry) = self.streams.get_mut(&stream) else { return };
+        let Some(served) = entry.served.iter_mut().find(|served| served.tag == tag) else { return };
+        served.heard = now;
+        match event.what {
+            Happened::Text(text) => match serde_json::from_str::<FromFollower>(&text) {
+                Ok(FromFollower::Ask(turn, after)) => {
+                    (served.turn, served.sent, served.told_end) = (turn, after, false);
+                    self.touched.push(stream);
+                }
+                Ok(FromFollower::Beat(_)) => {}
+                Err(error) => {
+                    log::warn!("relay peer speaks oddly stream={stream} error={error}");
+                    self.unserve(stream, tag);
+                }
+            },
+            Happened::Closed(_) => self.unserve(stream, tag),
+            _ => {}
+        }
+    }
+
+    fn unserve(&mut self, stream: Uuid, tag: u64) {
+        self.relays.serves.remove(&tag);
+        if let Some(entry) = self.streams.get_mut(&stream) {
+            entry.served.retain(|served| {
+                if served.tag == tag {
+                    served.link.close(crate::wire::websocket::close::AWAY, "over");
+                }
+                served.tag != tag
+            });
+        }
+        self.touched.push(stream);
+    }
+
+    /// Sends other replicas what they lack of the turns that run here.
+    pub(super) fn serve_relays(&mut self, stream: Uuid) {
+        let replica = self.around.replica;
+        let Some(entry) = self.streams.get_mut(&stream) else { return };
+        let newest = entry.held.as_ref().map(|held| held.turn);
+        let Entry { served, turns, view, .. } = entry;
+        let mut done = Vec::new();
+        for served in served.iter_mut().filter(|served| served.turn > 0) {
+            // What runs now is sent without being asked for: who follows has not seen it begin yet.
+            if let Some(newest) = newest.filter(|newest| *newest > served.turn && served.told_end) {
+                (served.turn, served.sent, served.told_end) = (newest, 0, false);
+            }
+            let Some(turn) = turns.iter().find(|turn| turn.number() == served.turn) else {
+                // Not seen to begin yet, or run by somebody else, or forgotten: the store knows, once it was asked.
+                let known = view.as_ref().map(|view| &view.row.state);
+                if known.is_some_and(|state| {
+                    state.turn_no >= served.turn
+                        && (state.turn_no > served.turn || state.status.worker() != Some(replica))
+                }) {
+                    served.link.send(Frame::text(r#"{"elsewhere":null}"#));
+                    done.push(served.tag);
+                }
+                continue;
+            };
+            let lack = turn.after(served.sent);
+            if lack.evicted {
+                served.link.send(Frame::text(&format!(r#"{{"evicted":[{},{}]}}"#, served.turn, lack.first)));
+            }
+            for (n, part) in (lack.first..).zip(lack.parts) {
+                served.link.send(Frame::text(&format!(r#"{{"part":[{},{n},{part}]}}"#, served.turn)));
+            }
+            served.sent = served.sent.max(turn.last());
+            if turn.is_closed() && !served.told_end {
+                served.told_end = true;
+                served.link.send(Frame::text(&format!(r#"{{"ended":[{},{}]}}"#, served.turn, turn.last())));
+            }
+        }
+        for tag in done {
+            self.unserve(stream, tag);
+        }
+    }
+
+    /// Both sides say that they are alive, and let go of who does not.
+    pub(super) fn relay_beats(&mut self, now: Moment) {
+        if self.relays.beat_at > now {
+            return;
+        }
+        self.relays.beat_at = now + BEAT;
+        let beat = Frame::text(r#"{"beat":null}"#);
+        for (stream, _) in self.relays.dials.values() {
+            let link = self.streams.get(stream).and_then(|entry| entry.mirror.as_ref()?.link.as_ref());
+            if let Some(link) = link {
+                link.send(beat.clone());
+            }
+        }
+        let mut silent = Vec::new();
+        for (tag, stream) in &self.relays.serves {
+            let Some(entry) = self.streams.get(stream) else { continue };
+            for served in entry.served.iter().filter(|served| served.tag == *tag) {
+                if served.heard + SILENCE_MAX <= now {
+                    silent.push((*stream, *tag));
+                } else {
+                    served.link.send(beat.clone());
+                }
+            }
+        }
+        for (stream, tag) in silent {
+            self.unserve(stream, tag);
+        }
+    }
+}
+
+impl Mirror {
+    /// Gives up a dial, or closes the link it brought.
+    fn hang_up(&mut self, tag: u64) {
+        let Some((newest, cancel)) = self.dial.take_if(|(newest, _)| *newest == tag) else { return };
+        debug_assert_eq!(newest, tag);
+        cancel.cancel();
+        if let Some(link) = self.link.take() {
+            link.close(crate::wire::websocket::close::AWAY, "over");
+        }
+    }
+}
