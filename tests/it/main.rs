@@ -10,6 +10,7 @@ mod cli_streams;
 mod cli_token;
 #[cfg(feature = "postgres")]
 mod cluster;
+mod dashboard;
 mod demo;
 mod docs;
 mod doors;
