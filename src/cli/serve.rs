@@ -11,7 +11,9 @@ use crate::daemon::{self, Callbacks, Ended};
 
 /// Run the daemon
 #[derive(Debug, Args)]
-#[command(after_long_help = "Examples:\n  \
+#[command(
+    args_override_self = true,
+    after_long_help = "Examples:\n  \
     towpath serve                                      on 127.0.0.1:7700, data in ./towpath-data\n  \
     towpath serve --data /var/lib/towpath --listen 127.0.0.1:0\n  \
     towpath serve --config /etc/towpath.toml\n  \
@@ -20,7 +22,8 @@ use crate::daemon::{self, Callbacks, Ended};
     SIGTERM stops it (a second one at once), SIGHUP reads the configuration again,\n\
     SIGUSR1 writes what is going on into the log.\n\n\
     Exit codes: 0 stopped when told, 1 failed, 3 the stop took too long, 69 store unavailable,\n\
-    73 data directory cannot be made, 78 configuration or address refused.")]
+    73 data directory cannot be made, 78 configuration or address refused."
+)]
 pub(super) struct Serve {
     /// A file of settings (`towpath config init` prints one)
     #[arg(long, env = "TOWPATH_CONFIG", value_name = "FILE")]
