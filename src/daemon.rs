@@ -230,7 +230,18 @@ impl Daemon {
         let limits = Limits { links: usize::try_from(links).unwrap_or(usize::MAX), ..Limits::default() };
         let doors = io.start(limits, vec![listener], Arc::new(router))?;
         log::info!(target: "towpath/started", "holds up to {links} links on {threads} I/O threads");
-        Ok(Daemon { rt: rt.clone(), crew, condition, gate, figures, doors, sessions, parts, pipes, directory })
+        Ok(Daemon {
+            rt: rt.clone(),
+            crew,
+            condition,
+            gate,
+            figures,
+            doors,
+            sessions,
+            parts,
+            pipes,
+            directory,
+        })
     }
 
     /// Where it listens.

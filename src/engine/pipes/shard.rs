@@ -502,7 +502,9 @@ impl Shard {
         if greeter.carrier.has_more() {
             // The answer to the upgrade, which the client waits for.
             match greeter.carrier.flush() {
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return self.dismiss(slot, greeter),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    return self.dismiss(slot, greeter);
+                }
                 _ => {}
             }
         }

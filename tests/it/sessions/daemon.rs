@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use towpath::client::session::WebSocket;
-use towpath::config::Config;
+use towpath::config::{Config, Sources};
 use towpath::daemon::Daemon;
 use towpath::front::Router;
 use towpath::state::value::Value;
@@ -13,7 +13,8 @@ use super::*;
 /// A daemon on a folder of its own.
 fn daemon(rt: &Rt, folder: &std::path::Path, more: &str) -> Daemon {
     let text = format!("[server]\nlisten = \"127.0.0.1:0\"\n{more}\n[store]\ndata = {folder:?}\n");
-    let config = Config::parse(&text).expect("a configuration");
+    let sources = Sources { file: Some(("towpath.toml".into(), text)), ..Sources::default() };
+    let config = Config::load(&sources).expect("a configuration");
     Daemon::start(rt, &config).expect("a daemon")
 }
 

@@ -19,7 +19,7 @@ use super::*;
 fn packages() -> Option<&'static Path> {
     static INSTALLED: OnceLock<Option<PathBuf>> = OnceLock::new();
     let install = || {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/river");
         if folder.join("node_modules/@replit/river").is_dir() {
             return Some(folder);
         }
@@ -82,7 +82,7 @@ fn interop_the_reference_client_gets_from_us_what_it_gets_from_its_own_server() 
         router.add(river::route("/", server.doorbell().clone()));
         let running = doors(&rt, vec![Listener::bind("127.0.0.1:0").expect("a port")], router);
         let url = format!("ws://{}/", running.addresses()[0]);
-        let mut node = Node::run(folder, &["river_client.mjs", &url, &codec.to_string()]);
+        let mut node = Node::run(folder, &["client.mjs", &url, &codec.to_string()]);
         let results: std::collections::BTreeMap<String, Json> = node
             .lines()
             .map(|line| serde_json::from_str::<Json>(&line).expect("a line of JSON"))
@@ -120,7 +120,7 @@ fn interop_our_client_gets_from_the_reference_server_what_its_own_client_gets() 
     let Some(folder) = packages() else { return };
     for codec in [Codec::Json, Codec::Binary] {
         let rt = Rt::real();
-        let mut node = Node::run(folder, &["river_server.mjs", &codec.to_string()]);
+        let mut node = Node::run(folder, &["server.mjs", &codec.to_string()]);
         let port = node.lines().next().expect("it says its port");
         let running = doors(&rt, vec![], Router::new());
         let target = Target::parse(&format!("ws://127.0.0.1:{port}/")).expect("a target");

@@ -1,4 +1,4 @@
-// Calls every procedure of the reference services with the reference client: node river_client.mjs URL CODEC
+// Calls every procedure of the reference services with the reference client: node client.mjs URL CODEC
 // Prints one line of JSON a call, `{"name", "result"}`; the Rust test compares them with what is expected.
 import { createClient } from '@replit/river';
 import { BinaryCodec, NaiveJsonCodec } from '@replit/river/codec';

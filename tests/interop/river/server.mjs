@@ -1,4 +1,4 @@
-// Serves part of the reference services with the reference server: node river_server.mjs CODEC
+// Serves part of the reference services with the reference server: node server.mjs CODEC
 // Prints the port it listens on.
 import http from 'node:http';
 import { Err, Ok, Procedure, createServer, createServiceSchema } from '@replit/river';
