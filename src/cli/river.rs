@@ -18,8 +18,10 @@ pub(super) struct River {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Print kinds and shapes as JSON Schema
+    #[command(after_long_help = "Example:\n  towpath river schema | jq .services")]
     Schema,
     /// Print a TypeScript declaration file
+    #[command(after_long_help = "Example:\n  towpath river types > towpath.d.ts")]
     Types,
 }
 

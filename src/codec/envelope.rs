@@ -115,7 +115,7 @@ mod tests {
     fn fields_stand_in_the_order_that_is_promised() {
         assert_eq!(
             envelope("chat/7", r#"{"delta":"a"}"#, Some((1, 2))).to_text(),
-            r#"{"t":"part","s":"chat/7","o":"0400000000000000000000000010000004000002","ts":1700000000000,"d":{"delta":"a"},"turn":1,"n":2}"#
+            r#"{"t":"part","s":"chat/7","o":"040000000000000000000000000g000004000002","ts":1700000000000,"d":{"delta":"a"},"turn":1,"n":2}"#
         );
         assert!(envelope("chat/7", "null", None).to_text().ends_with(r#","d":null}"#));
     }

@@ -75,13 +75,15 @@ fn words(sink: &mut Vec<Action>) -> Vec<String> {
 }
 
 struct TestClient {
+    /// Small numbers: two sessions differ, and no wait gets longer by them.
+    draws: u64,
     client: Client,
     sink: Vec<Action>,
 }
 
 impl TestClient {
     fn new(options: Options) -> TestClient {
-        TestClient { client: Client::new("client", "server", options, Retry::default()), sink: Vec::new() }
+        TestClient { draws: 0, client: Client::new("client", "server", options, Retry::default()), sink: Vec::new() }
     }
 
     /// One that has a link, numbered 1, since the moment zero.
@@ -93,7 +95,8 @@ impl TestClient {
     }
 
     fn step(&mut self, at: u64, input: client::Input) -> Vec<String> {
-        self.client.step(ms(at), 0, input, &mut self.sink);
+        self.draws += 1;
+        self.client.step(ms(at), self.draws, input, &mut self.sink);
         words(&mut self.sink)
     }
 
