@@ -41,6 +41,7 @@ pub use remote::Remote;
 #[derive(Debug, Parser)]
 #[command(
     name = "towpath",
+    bin_name = "towpath",
     version,
     about = "Live work that survives broken connections",
     long_about = "Live work that survives broken connections: streams, pipes, sessions, metadata and a \
