@@ -36,7 +36,9 @@ bench-check: ## the same, and fails if a case falls short of its goal
 	cargo run --locked --release --manifest-path tests/bench/Cargo.toml --target-dir target -- --check
 
 examples: ## run the short examples
+	cargo run --locked --quiet --example connections
 	cargo run --locked --quiet --example find_a_race
+	cargo run --locked --quiet --example metadata
 
 flake: ## the whole suite RUNS= times; one failure is a failure
 	for run in $$(seq $(RUNS)); do echo "run $$run"; cargo test --locked --quiet || exit 1; done

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Read, Write};
 
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Failure, Remote, Table, say};
 use crate::client::http::path_of;
@@ -50,6 +50,13 @@ enum Command {
         /// How rows are written
         #[arg(long, value_enum, default_value_t = Format::Ndjson)]
         format: Format,
+    },
+    /// Delete connections that began before a moment
+    #[command(after_long_help = "Examples:\n  towpath connections prune --before 2026-01-01T00:00:00Z")]
+    Prune {
+        /// An RFC 3339 time
+        #[arg(long, value_name = "TIME")]
+        before: String,
     },
 }
 
@@ -121,6 +128,16 @@ impl Connections {
                 };
                 let path = format!("/v1/connections/export?format={format}{}", filter.query());
                 copy(api.send("GET", &path, &[], None)?.into_reader())
+            }
+            Command::Prune { before } => {
+                // The daemon deletes in steps, so that nobody waits behind a large one.
+                let (mut deleted, mut more) = (0, true);
+                while more {
+                    let step = api.post("/v1/admin/connections/prune", &json!({ "before": before }))?;
+                    deleted += step["deleted"].as_u64().unwrap_or(0);
+                    more = step["more"].as_bool().unwrap_or(false);
+                }
+                say(format!("{deleted} connections deleted"))
             }
         }
     }

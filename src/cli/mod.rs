@@ -23,6 +23,7 @@ mod remote;
 mod replicas;
 mod river;
 mod serve;
+mod spool;
 mod stream;
 mod token;
 mod version;
@@ -81,6 +82,7 @@ enum Command {
     Replicas(replicas::Replicas),
     River(river::River),
     Serve(serve::Serve),
+    Spool(spool::Spool),
     Stream(stream::Stream),
     Token(token::Token),
     Version(version::Version),
@@ -105,6 +107,7 @@ impl Command {
             Command::Replicas(command) => command.run(),
             Command::River(command) => command.run(),
             Command::Serve(command) => command.run(),
+            Command::Spool(command) => command.run(),
             Command::Stream(command) => command.run(),
             Command::Token(command) => command.run(),
             Command::Version(command) => command.run(),

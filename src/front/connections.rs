@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -43,8 +43,8 @@ const FILTERS: &[&str] = &[
 /// The routes of the connection log. With `durable`, every record is taken with a receipt, asked for or
 /// not.
 pub fn routes(connections: &Connections, durable: bool) -> Vec<Route> {
-    let (taking, listing, exporting, spool) =
-        (connections.clone(), connections.clone(), connections.clone(), connections.clone());
+    let handle = || connections.clone();
+    let (taking, listing, exporting, pruning, spool) = (handle(), handle(), handle(), handle(), handle());
     vec![
         Route::post("/v1/connections")
             .about("Takes connection records: one JSON object, or one a line as application/x-ndjson")
@@ -63,6 +63,11 @@ pub fn routes(connections: &Connections, durable: bool) -> Vec<Route> {
             .takes_query(FILTERS)
             .answers(&[200, 400, 503])
             .to(move |request, reply| export(&exporting, &request, reply)),
+        Route::post("/v1/admin/connections/prune")
+            .about("Deletes the oldest of the connections that began before a moment, one step at a time")
+            .needs(Role::Admin)
+            .answers(&[200, 400, 503])
+            .to(move |request, reply| prune(&pruning, &request, reply)),
         Route::get("/v1/spool")
             .about("What waits on disk for the database")
             .needs(Role::Admin)
@@ -390,6 +395,31 @@ impl Export {
         *self.next.lock() = None;
         *self.link.lock() = None;
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Prune {
+    before: String,
+}
+
+/// One bounded step, so that no question waits behind a large one.
+fn prune(connections: &Connections, request: &Request, reply: Reply) {
+    const STEP: usize = 1_000;
+    let before = match request.json::<Prune>() {
+        Ok(body) => time_from(&body.before),
+        Err(refused) => return reply.send(refused),
+    };
+    let before = match before {
+        Ok(before) => before,
+        Err(error) => return reply.problem(400, "bad_field", &format!("before: {error}")),
+    };
+    ask(
+        connections,
+        reply,
+        move |stores| stores.connections()?.prune(before, STEP),
+        |deleted| Response::json(200, &json!({ "deleted": deleted, "more": deleted == STEP as u64 })),
+    );
 }
 
 fn show_spool(connections: &Connections, reply: Reply) {

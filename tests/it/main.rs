@@ -17,6 +17,8 @@ mod doors;
 #[path = "../../examples/flaky.rs"]
 #[allow(dead_code, unreachable_pub, reason = "an example with a main of its own")]
 mod flaky;
+mod fault_receipts;
+mod front_batching;
 mod front_scarce;
 mod http_heads;
 mod process;

@@ -1,0 +1,117 @@
+//! The process is killed at random moments, and every receipt it gave is honoured. `CYCLES=1000` asks
+//! for more than the thirty that are always run.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::process::towpath;
+
+struct Killable {
+    child: Child,
+    url: String,
+}
+
+impl Drop for Killable {
+    fn drop(&mut self) {
+        // SIGKILL: nothing gets to put anything away.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn start(data: &Path) -> Killable {
+    let mut command = towpath(&["serve", "--listen", "127.0.0.1:0", "--data"]);
+    let mut child =
+        command.arg(data).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("towpath starts");
+    let mut line = String::new();
+    let mut said = BufReader::new(child.stdout.take().expect("piped"));
+    said.read_line(&mut line).expect("it says where it listens");
+    let url = line.trim_end().strip_prefix("listening on ").expect("it listens").to_owned();
+    Killable { child, url }
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(10)))
+        .build()
+        .into()
+}
+
+fn get(url: &str, path: &str) -> String {
+    agent()
+        .get(format!("{url}{path}"))
+        .call()
+        .and_then(|mut answer| answer.body_mut().read_to_string())
+        .expect("the daemon answers")
+}
+
+#[test]
+fn fault_every_receipt_outlives_a_kill_exactly_once() {
+    let cycles: u64 = std::env::var("CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let receipts: Arc<Mutex<Vec<String>>> = Arc::default();
+    let next = Arc::new(AtomicU64::new(1));
+    for cycle in 0..cycles {
+        let daemon = start(data.path());
+        let clients: Vec<_> = (0..3)
+            .map(|_| {
+                let (url, receipts, next) = (daemon.url.clone(), receipts.clone(), next.clone());
+                std::thread::spawn(move || {
+                    let agent = agent();
+                    loop {
+                        let id =
+                            uuid::Uuid::from_u128(next.fetch_add(1, Ordering::Relaxed).into()).to_string();
+                        let body =
+                            json!({"id": id, "type": "workspace_app", "status": "connected"}).to_string();
+                        let sent = agent
+                            .post(format!("{url}/v1/connections"))
+                            .header("prefer", "durable")
+                            .header("content-type", "application/json")
+                            .send(body);
+                        match sent {
+                            Ok(answer) if answer.status() == 202 => {
+                                receipts.lock().expect("no client panics").push(id);
+                            }
+                            Ok(answer) => panic!("{} to a record", answer.status()),
+                            Err(_) => return,
+                        }
+                    }
+                })
+            })
+            .collect();
+        // The moment of the kill, not a wait for anything: 40 to 200 ms, by a fixed rule.
+        std::thread::sleep(Duration::from_millis(40 + cycle * 7_919 % 160));
+        drop(daemon);
+        clients.into_iter().for_each(|client| client.join().expect("no client panics"));
+    }
+    let daemon = start(data.path());
+    let patience = Instant::now() + Duration::from_secs(60);
+    loop {
+        let spool: Value = serde_json::from_str(&get(&daemon.url, "/v1/spool")).expect("JSON");
+        assert_eq!((&spool["lost"], &spool["dead_letters"]), (&json!(0), &json!(0)), "{spool}");
+        if spool["records"] == 0 {
+            break;
+        }
+        assert!(Instant::now() < patience, "the spool is never sent: {spool}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut found: BTreeMap<String, u32> = BTreeMap::new();
+    for line in get(&daemon.url, "/v1/connections/export").lines() {
+        let row: Value = serde_json::from_str(line).expect("JSON");
+        *found.entry(row["id"].as_str().expect("an id").to_owned()).or_default() += 1;
+    }
+    let receipts = receipts.lock().expect("no client panics");
+    assert!(receipts.len() as u64 > cycles, "only {} receipts in {cycles} cycles", receipts.len());
+    let wrong: Vec<&String> = receipts.iter().filter(|id| found.get(*id) != Some(&1)).collect();
+    assert!(wrong.is_empty(), "{} of {} receipts are not there exactly once", wrong.len(), receipts.len());
+    assert!(found.values().all(|times| *times == 1), "something is there twice");
+    println!("{} receipts through {cycles} kills", receipts.len());
+}
