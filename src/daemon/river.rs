@@ -14,7 +14,7 @@ use crate::codec::typed;
 use crate::engine::metadata::Metadata;
 use crate::engine::replicas::Replicas;
 use crate::engine::sessions::{Admission, Admitted};
-use crate::engine::streams::{FollowOptions, Since, Streams};
+use crate::engine::streams::{CreateStream, FollowOptions, Since, Streams};
 use crate::front::{Gate, Op, Principal, Role, Scope};
 use crate::metrics::Metrics;
 use crate::rt::Rt;
@@ -173,6 +173,12 @@ struct Named {
 
 fn of_streams(behind: &Late) -> Service {
     let (appends, interrupts, follows) = (behind.clone(), behind.clone(), behind.clone());
+    let creates = behind.clone();
+    let create = Procedure::rpc(move |call, ask: Named| {
+        may(call, Op::Manage, &ask.stream)?;
+        let created = creates.get()?.streams.create(&ask.stream, json_messages());
+        created.map(|_| ()).map_err(|error| Failure::new(error.code(), error.to_string()))
+    });
     let append = Procedure::rpc(move |call, ask: Append| {
         may(call, Op::Append, &ask.stream)?;
         let written = appends.get()?.streams.append(&ask.stream, ask.role.as_deref(), &ask.content);
@@ -197,6 +203,12 @@ fn of_streams(behind: &Late) -> Service {
                 .gives(object([("id", integer()), ("o", text())])),
         )
         .with(
+            "create",
+            create
+                .about("Creates a stream of JSON messages; one that is there stays.")
+                .takes(object([("stream", text())])),
+        )
+        .with(
             "interrupt",
             interrupt
                 .about("Asks the worker of the turn that runs to stop.")
@@ -219,6 +231,10 @@ fn of_streams(behind: &Late) -> Service {
                     ("d", any()),
                 ])),
         )
+}
+
+fn json_messages() -> CreateStream {
+    CreateStream { content_type: Some("application/json".into()), ..CreateStream::default() }
 }
 
 fn follow_into(

@@ -244,6 +244,8 @@ pub struct Known<'a> {
     pub received: u64,
     /// The number of the oldest message the client may not have.
     pub oldest: u64,
+    /// The number the next message to the client gets.
+    pub next: u64,
 }
 
 /// What becomes of a second live client with an id that is taken.
@@ -422,6 +424,7 @@ mod tests {
             connected,
             received,
             oldest,
+            next: 9,
         });
         let decision = decide(&request, known, second, true);
         match (expect, decision) {
@@ -440,6 +443,7 @@ mod tests {
         check(Some(("s", true, 5, 3)), request("s", 9, 0), takes, Ok(Decision::Resume));
         check(Some(("s", false, 5, 3)), request("s", 3, 6), takes, Err("client is in the future"));
         check(Some(("s", false, 5, 3)), request("s", 2, 5), takes, Err("server is in the future"));
+        check(Some(("s", false, 5, 3)), request("s", 10, 5), takes, Err("never sent"));
     }
 
     #[test]

@@ -164,6 +164,7 @@ impl Session {
             connected: self.link().is_some(),
             received: self.core.numbers.received(),
             oldest: self.core.numbers.oldest(),
+            next: self.core.numbers.next(),
         }
     }
 

@@ -172,12 +172,11 @@ impl Head {
     /// The value of a header that came exactly once (name in lower case). Absent, repeated and
     /// non-ASCII values are all `None`: nothing is decided by a header that says two things.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut values = self.headers(name);
-        let value = values.next()?;
-        if values.next().is_some() {
+        // Counted before values are looked at: a second one that is not ASCII is a second one.
+        if self.headers.iter().filter(|(found, _)| *found == name).count() != 1 {
             return None;
         }
-        Some(value)
+        self.headers(name).next()
     }
 
     /// All values of a header that are ASCII (name in lower case).

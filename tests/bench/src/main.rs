@@ -6,11 +6,13 @@
 
 mod pairs;
 mod rt;
+mod sessions;
 
 use pairs::Bench;
 
 fn main() {
     let mut bench = Bench::from_environment();
     rt::run(&mut bench);
+    sessions::run(&mut bench);
     bench.finish();
 }

@@ -23,6 +23,11 @@ impl Sample {
         Sample { units: units as f64, wall: wall.elapsed(), cpu: process_cpu().saturating_sub(cpu) }
     }
 
+    /// A rate that was measured elsewhere and written down, where the floor cannot run in this process.
+    pub(crate) fn recorded(rate: f64) -> Sample {
+        Sample { units: rate, wall: Duration::from_secs(1), cpu: Duration::from_secs(1) }
+    }
+
     fn rate(&self) -> f64 {
         self.units / self.wall.as_secs_f64()
     }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use towpath::client::session::WebSocket;
-use towpath::config::{Config, Sources};
+use towpath::config::{Config, ListenAt};
 use towpath::daemon::Daemon;
 use towpath::front::Router;
 use towpath::state::value::Value;
@@ -11,10 +11,10 @@ use towpath::wire::{IoThreads, Limits, Running, Target};
 use super::*;
 
 /// A daemon on a folder of its own.
-fn daemon(rt: &Rt, folder: &std::path::Path, more: &str) -> Daemon {
-    let text = format!("[server]\nlisten = \"127.0.0.1:0\"\n{more}\n[store]\ndata = {folder:?}\n");
-    let sources = Sources { file: Some(("towpath.toml".into(), text)), ..Sources::default() };
-    let config = Config::load(&sources).expect("a configuration");
+fn daemon(rt: &Rt, folder: &std::path::Path) -> Daemon {
+    let mut config = Config::default();
+    config.store.data = folder.to_owned();
+    config.server.listen = ListenAt::Tcp(([127, 0, 0, 1], 0).into());
     Daemon::start(rt, &config).expect("a daemon")
 }
 
@@ -33,10 +33,11 @@ fn client(rt: &Rt, wire: &Running, daemon: &Daemon, options: Options) -> Client 
 fn a_stream_is_written_and_followed_over_a_session_that_is_cut() {
     let rt = Rt::real();
     let folder = tempfile::tempdir().unwrap();
-    let (daemon, wire) = (daemon(&rt, folder.path(), ""), wire(&rt));
+    let (daemon, wire) = (daemon(&rt, folder.path()), wire(&rt));
     let client = client(&rt, &wire, &daemon, Options::default());
     let pong: Value = client.rpc("admin", "ping", &json!({})).unwrap();
     assert_eq!(pong.get("version").and_then(Value::as_str), Some(env!("CARGO_PKG_VERSION")));
+    client.rpc::<_, Value>("streams", "create", &json!({"stream": "chat/7"})).unwrap();
     let append = |n: i64| -> Value {
         client.rpc("streams", "append", &json!({"stream": "chat/7", "role": "user", "content": n})).unwrap()
     };

@@ -272,11 +272,12 @@ fn a_v1_1_client_is_served_in_its_own_way() {
 
 #[test]
 fn a_server_beats_and_a_client_answers_so_that_an_idle_session_lives() {
-    let timing = Timing { heartbeat: Duration::from_millis(20), ..quiet() };
+    let timing = Timing { heartbeat: Duration::from_millis(400), ..quiet() };
     let stage = Stage::with(timing, Service::new("extra"));
     let remote = stage.client();
     assert!(remote.client.rpc::<_, Value>("interop", "echo", &1).is_ok());
-    stage.rt.sleep(Duration::from_millis(300));
+    // Without a beat it would be given up after 800 ms, or 1,200 at the latest.
+    stage.rt.sleep(Duration::from_millis(1_500));
     assert_eq!((remote.dials(), remote.client.is_connected()), (1, true));
 }
 

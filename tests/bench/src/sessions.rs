@@ -1,0 +1,107 @@
+//! River sessions, ours to ours over a WebSocket on loopback, both ends in this process, beside what was recorded
+//! of the reference with both of its ends in one Node process on the same kind of machine.
+
+use std::sync::Arc;
+
+use towpath::client::session::{Client, Options, WebSocket};
+use towpath::codec::Codec;
+use towpath::codec::typed::Blob;
+use towpath::engine::sessions::Settings;
+use towpath::front::{Router, river};
+use towpath::rt::Rt;
+use towpath::service::server::Server;
+use towpath::service::{Procedure, Service, Services, Writable};
+use towpath::wire::{IoThreads, Limits, Listener, Running, Target};
+
+use crate::pairs::{Bench, Case, Sample};
+
+const CALLS: u64 = 20_000;
+const CALLERS: u64 = 32;
+const BIG: usize = 64 << 10;
+const TICKS: u64 = 400_000;
+
+struct Stage {
+    client: Client,
+    // Dropped after the client: links first, then the sessions behind them.
+    _running: Running,
+    _server: Server,
+}
+
+fn stage(rt: &Rt) -> Stage {
+    let ticks = Procedure::subscription(|_, upto: u64, out: Writable<u64>| {
+        (0..upto).try_for_each(|n| out.write(&n)).map_err(Into::into)
+    });
+    let bench = Service::new("bench")
+        .with("add", Procedure::rpc(|_, (a, b): (u64, u64)| Ok(a + b)).inline())
+        .with("echo", Procedure::rpc(|_, blob: Blob| Ok(blob)).inline())
+        .with("ticks", ticks);
+    let settings = Settings { codec: Codec::Binary, ..Settings::default() };
+    let server = Server::builder(rt, Services::new().with(bench)).settings(settings).start().expect("threads");
+    let mut router = Router::new();
+    router.add(river::route("/", server.doorbell().clone()));
+    let io = IoThreads::new(rt, 1, None).expect("threads");
+    let listener = Listener::bind("127.0.0.1:0").expect("a port");
+    let running = io.start(Limits::default(), vec![listener], Arc::new(router)).expect("threads");
+    let target = Target::parse(&format!("ws://{}/", running.addresses()[0])).expect("a target");
+    let dialer = Arc::new(WebSocket::new(running.wire(), target));
+    let options = Options { codec: Codec::Binary, ..Options::default() };
+    let client = Client::start(rt, "bench", "SERVER", dialer, options).expect("threads");
+    Stage { client, _running: running, _server: server }
+}
+
+fn add(client: &Client, n: u64) {
+    let sum: u64 = client.rpc("bench", "add", &(n, 1u64)).expect("an answer");
+    assert_eq!(sum, n + 1);
+}
+
+pub(crate) fn run(bench: &mut Bench) {
+    if !bench.wants("sessions") {
+        return;
+    }
+    let rt = Rt::real();
+    let stage = stage(&rt);
+    let floor = "@replit/river 0.220, recorded";
+
+    let case = Case { name: "sessions/rpc-sequential", floor, unit: "calls", goal: 2.5 };
+    bench.pair(&case, || Sample::recorded(10_500.0), || {
+        Sample::take(|| {
+            (0..CALLS).for_each(|n| add(&stage.client, n));
+            CALLS
+        })
+    });
+
+    let case = Case { name: "sessions/rpc-32-in-flight", floor, unit: "calls", goal: 10.0 };
+    bench.pair(&case, || Sample::recorded(10_000.0), || {
+        Sample::take(|| {
+            let call = |caller| {
+                let client = stage.client.clone();
+                rt.spawn(format!("caller-{caller}"), move || (0..CALLS / 4).for_each(|n| add(&client, n)))
+            };
+            let callers: Vec<_> = (0..CALLERS).map(|caller| call(caller).expect("a thread")).collect();
+            callers.into_iter().for_each(|caller| caller.join().expect("it called"));
+            CALLERS * (CALLS / 4)
+        })
+    });
+
+    // 100 MiB/s each way are 1,600 calls of 64 KiB a second.
+    let case = Case { name: "sessions/rpc-64KiB", floor, unit: "calls", goal: 4.0 };
+    let blob = Blob(vec![0xa5; BIG]);
+    bench.pair(&case, || Sample::recorded(1_600.0), || {
+        Sample::take(|| {
+            for _ in 0..2_000 {
+                let back: Blob = stage.client.rpc("bench", "echo", &blob).expect("an answer");
+                assert_eq!(back.0.len(), BIG);
+            }
+            2_000
+        })
+    });
+
+    let case = Case { name: "sessions/subscription", floor, unit: "answers", goal: 143.0 };
+    bench.pair(&case, || Sample::recorded(1_400.0), || {
+        Sample::take(|| {
+            let answers = stage.client.subscribe::<_, u64>("bench", "ticks", &TICKS).expect("called");
+            assert_eq!(answers.map(|n| n.expect("an answer")).count() as u64, TICKS);
+            TICKS
+        })
+    });
+}
