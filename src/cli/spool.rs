@@ -71,7 +71,7 @@ impl Spool {
                 say(format!("{}\t{time}\t{} bytes", kept.number, kept.item.payload.len()))
             }),
             Command::Export { place } => {
-                each(&place.data, |kept| say(String::from_utf8_lossy(&kept.item.payload).into_owned()))
+                each(&place.data, |kept| say(String::from_utf8_lossy(&kept.item.payload)))
             }
             Command::Verify { place } => verify(&place.data),
             Command::Repair { place } => repair(&place.data),

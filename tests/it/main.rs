@@ -14,10 +14,10 @@ mod dashboard;
 mod demo;
 mod docs;
 mod doors;
+mod fault_receipts;
 #[path = "../../examples/flaky.rs"]
 #[allow(dead_code, unreachable_pub, reason = "an example with a main of its own")]
 mod flaky;
-mod fault_receipts;
 mod front_batching;
 mod front_scarce;
 mod http_heads;

@@ -83,7 +83,11 @@ struct TestClient {
 
 impl TestClient {
     fn new(options: Options) -> TestClient {
-        TestClient { draws: 0, client: Client::new("client", "server", options, Retry::default()), sink: Vec::new() }
+        TestClient {
+            draws: 0,
+            client: Client::new("client", "server", options, Retry::default()),
+            sink: Vec::new(),
+        }
     }
 
     /// One that has a link, numbered 1, since the moment zero.
