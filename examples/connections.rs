@@ -35,6 +35,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         log.record(record_from(format!("{{{who},{told}}}").as_bytes())?)?;
     }
     log.flush()?;
-    log.export(ConnectionQuery::default(), |row| Ok(print!("{}", json_line(&row))))?;
+    log.export(ConnectionQuery::default(), |row| {
+        print!("{}", json_line(&row));
+        Ok(())
+    })?;
     Ok(())
 }
