@@ -189,6 +189,7 @@ impl Subscribers {
     }
 
     /// Hints of a topic, or of all, may be missing from here on.
+    #[cfg(feature = "postgres")]
     fn lost(&self, topic: Option<Topic>) {
         for subscriber in self.now().iter().filter(|there| topic.is_none_or(|topic| there.topic == topic)) {
             subscriber.owed.store(true, Ordering::Relaxed);
@@ -197,6 +198,7 @@ impl Subscribers {
     }
 
     /// Hands over the markers that did not fit before.
+    #[cfg(feature = "postgres")]
     fn settle(&self) {
         for subscriber in self.now().iter() {
             subscriber.settle();
