@@ -292,6 +292,14 @@ pub fn decide(
                     "server is in the future: server would send {ours} but client wanted next message to be {next_expected}"
                 ));
             }
+            // Beyond the reference: a server that lost this session and began it anew, for a handshake that was long
+            // on its way, would repeat numbers the client has, and the client would drop them unheard.
+            if next_expected > known.next {
+                let ours = known.next;
+                return mismatch(format!(
+                    "client has what was never sent: server would send {ours} but client wanted next message to be {next_expected}"
+                ));
+            }
             Decision::Resume
         }
         Some(known)
