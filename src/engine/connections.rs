@@ -84,7 +84,7 @@ impl std::fmt::Debug for ConnectionOutside<'_> {
 /// The connection log of one engine: who connected, when, from where, for how long, and why it ended.
 ///
 /// Records of one connection become one row, whatever order they arrive in; see
-/// [`Row`](crate::state::connection::Row). [`Connections::record`] takes a record into memory, from
+/// [`Row`]. [`Connections::record`] takes a record into memory, from
 /// where it is written at the latest one interval later; a process that is killed may lose that much.
 /// [`Connections::record_durable`] answers once the record is synced to the spool. Whatever happens to
 /// the database, an accepted record is stored, spooled, or buried with the reason.

@@ -1,7 +1,7 @@
 //! Live streams: durable messages, a status, a queue, and the parts of what is being produced.
 //!
 //! [`Streams`] is the way in: it creates, appends, queues, claims and follows. Followers get a snapshot and
-//! then events as they happen, each with a [`Token`] to come back with ([`Follow`]). Whoever claims a stream
+//! then events as they happen, each with a [`Token`](crate::codec::token::Token) to come back with ([`Follow`]). Whoever claims a stream
 //! gets a [`TurnHandle`] to feed parts through.
 //!
 //! Behind it stand the rooms of the merge loop (one for each shard of the streams), pools of threads that
