@@ -731,8 +731,12 @@ impl StreamsRoom {
         {
             turn.fold(fold.upto);
         }
-        if let (Some(view), Some(message)) = (&mut entry.view, message) {
-            view.apply_written(&change, message);
+        match (&mut entry.view, message) {
+            (Some(view), Some(message)) => {
+                view.apply_written(&change, message);
+            }
+            (Some(view), None) => view.apply_state(&change),
+            (None, _) => {}
         }
         entry.hinted = entry.hinted.max(at);
         self.touched.push(stream);

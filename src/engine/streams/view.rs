@@ -167,6 +167,26 @@ impl View {
         fits
     }
 
+    /// Takes a change of the row alone (its status, its error) that was just written, if nothing that has
+    /// to be read lies between what is known and it. Without this the parts of a turn that has just begun
+    /// would wait for a read, and a turn as short as that read would be told as its message alone.
+    pub(super) fn apply_state(&mut self, change: &Change) {
+        let (new, old) = (&change.state, &self.row.state);
+        let fits = self.shown == old.pos
+            && new.pos > old.pos
+            && new.generation == old.generation
+            && new.history_pos == old.history_pos
+            && new.queue_pos == old.queue_pos;
+        if fits {
+            self.settle_turn(new.turn_no);
+            if new.turn_no != self.row.state.turn_no {
+                self.row.turn_folded_to = 0;
+            }
+            self.row.state = new.clone();
+            self.shown = new.pos;
+        }
+    }
+
     fn set_row(&mut self, row: StreamRow, queue: Vec<QueuedRow>) {
         if row.state.queue_pos != self.row.state.queue_pos {
             self.queue = queue.into();
