@@ -286,12 +286,15 @@ impl Router {
         &self.routes
     }
 
-    /// The best pattern that fits, under any method: routes of that pattern and the parameters.
-    fn find(&self, path: &str) -> Option<(&str, Vec<(String, String)>)> {
+    /// The best pattern that fits, and its parameters: first those that know the method, so that creating a
+    /// stream under a word that is another route's is told that the name is reserved, not that the method is.
+    fn find(&self, path: &str, method: Method) -> Option<(&str, Vec<(String, String)>)> {
         let segments: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
         let fitting = self.routes.iter().filter_map(|route| Some((route, route.fit(&segments)?)));
-        let (route, params) =
-            fitting.max_by_key(|(route, _)| (route.literals(), std::cmp::Reverse(route.pattern.len())))?;
+        let (route, params) = fitting.max_by_key(|(route, _)| {
+            let knows = self.with_method(&route.pattern, method).is_some();
+            (knows, route.literals(), std::cmp::Reverse(route.pattern.len()))
+        })?;
         Some((&route.pattern, params))
     }
 
@@ -370,7 +373,7 @@ impl Router {
                 Response::new(204).header("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
             ));
         }
-        let Some((pattern, params)) = self.find(&path) else {
+        let Some((pattern, params)) = self.find(&path, head.method) else {
             return Err(Box::new(Response::problem(404, "not_found", "there is nothing at this path")));
         };
         let Some(route) = self.with_method(pattern, head.method) else {
@@ -395,7 +398,7 @@ mod tests {
     fn found(patterns: &[&str], path: &str) -> Option<(String, Vec<(String, String)>)> {
         let mut router = Router::new();
         patterns.iter().for_each(|pattern| router.add(Route::get(pattern)));
-        router.find(path).map(|(pattern, params)| (pattern.to_owned(), params))
+        router.find(path, Method::Get).map(|(pattern, params)| (pattern.to_owned(), params))
     }
 
     const STREAMS: &[&str] = &[
@@ -425,6 +428,17 @@ mod tests {
         for path in ["/", "/v1", "/v2/streams", "v1/streams", "/v1/streamsx"] {
             assert_eq!(found(STREAMS, path), None, "{path}");
         }
+    }
+
+    #[test]
+    fn a_method_that_a_better_pattern_lacks_is_looked_for_in_the_others() {
+        let mut router = Router::new();
+        router.add(Route::put("/v1/streams/{name*}"));
+        router.add(Route::get("/v1/streams/{name*}/events"));
+        let found = |method| router.find("/v1/streams/a/events", method).map(|(pattern, _)| pattern);
+        assert_eq!(found(Method::Get), Some("/v1/streams/{name*}/events"));
+        assert_eq!(found(Method::Put), Some("/v1/streams/{name*}"), "whose handler says: a reserved name");
+        assert_eq!(found(Method::Post), Some("/v1/streams/{name*}/events"), "which says what it knows");
     }
 
     #[test]

@@ -272,16 +272,20 @@ fn idempotency_key(request: &Request) -> Result<Option<String>, Response> {
 fn fence(request: &Request) -> Result<Fence, Response> {
     let turn = number(request, "turn")?;
     let bad = || {
-        let detail = "the header Towpath-Lease must be the lease that the claim gave";
-        Response::problem(400, "bad_lease", detail)
+        let detail = "the header Towpath-Lease must be there: the lease that the claim gave";
+        Response::problem(400, "no_lease", detail)
     };
-    let lease = request.header("towpath-lease").and_then(read_lease).ok_or_else(bad)?;
+    let lease = request.header("towpath-lease").map(read_lease).ok_or_else(bad)?;
     Ok(Fence { turn, lease })
 }
 
-fn read_lease(text: &str) -> Option<LeaseHash> {
-    let secret: [u8; 32] = URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
-    Some(LeaseHash::of(&secret))
+/// The lease as it is kept. A text that no claim gave is one that fits no turn: the writer is fenced like
+/// any other, and learns nothing from how it is refused.
+fn read_lease(text: &str) -> LeaseHash {
+    match URL_SAFE_NO_PAD.decode(text) {
+        Ok(secret) => LeaseHash::of(&secret),
+        Err(_) => LeaseHash::of(text.as_bytes()),
+    }
 }
 
 /// Where a follow begins.

@@ -20,6 +20,7 @@ mod fault_receipts;
 mod flaky;
 mod front_batching;
 mod front_scarce;
+mod front_streams;
 mod http_heads;
 mod process;
 mod readme;
