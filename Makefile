@@ -1,12 +1,13 @@
 # A few words for people. Anything longer than two lines is a script in tests/ or Rust.
 .DEFAULT_GOAL := words
 SHELL := bash
-.PHONY: words run test check setup sim bench bench-check examples install flake
+.PHONY: words run test check setup sim bench bench-check faults fuzz soak examples install flake
 
 LISTEN ?= 127.0.0.1:7700
 DATA ?= towpath-data
 SEEDS ?= 1000
 RUNS ?= 5
+MINUTES ?= 60
 
 words: ## list these words
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -34,6 +35,15 @@ bench: ## each hot path beside its floor (BENCH= part of a name, BENCH_PAIRS= ho
 
 bench-check: ## the same, and fails if a case falls short of its goal
 	cargo run --locked --release --manifest-path tests/bench/Cargo.toml --target-dir target -- --check
+
+faults: ## every test named fault_*, whole: kills, restarts, full disks (CYCLES= of each, TEST= part of a name)
+	SLOW=1 $(if $(CYCLES),CYCLES=$(CYCLES)) cargo test --locked --release --test it ::fault_$(TEST) -- --nocapture --test-threads 1
+
+fuzz: ## every target of tests/fuzz for EACH= seconds (TARGET= only one)
+	@tests/fuzz/run.sh --seconds $(or $(EACH),60) $(TARGET)
+
+soak: ## every test named soak_* for MINUTES= each (TEST= part of a name)
+	SOAK_MINUTES=$(MINUTES) cargo test --locked --release --test it ::soak_$(TEST) -- --nocapture --test-threads 1
 
 examples: ## run the short examples
 	cargo run --locked --quiet --example connections

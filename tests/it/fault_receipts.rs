@@ -1,5 +1,4 @@
-//! The process is killed at random moments, and every receipt it gave is honoured. `CYCLES=1000` asks
-//! for more than the thirty that are always run.
+//! The process is killed at random moments, and every receipt it gave is honoured.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::effort::cycles;
 use crate::process::towpath;
 
 struct Killable {
@@ -55,7 +55,7 @@ fn get(url: &str, path: &str) -> String {
 
 #[test]
 fn fault_every_receipt_outlives_a_kill_exactly_once() {
-    let cycles: u64 = std::env::var("CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
+    let cycles = cycles(30, 1_000);
     let data = tempfile::tempdir().expect("a temporary folder");
     let receipts: Arc<Mutex<Vec<String>>> = Arc::default();
     let next = Arc::new(AtomicU64::new(1));

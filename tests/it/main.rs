@@ -1,4 +1,12 @@
 //! The one integration binary: one file a subject, names are sentences of behaviour.
+//!
+//! `fault_*` and `soak_*` tests run a short slice here and the whole under `make faults` and `make soak`;
+//! they ask [`effort`] how much. The targets of `tests/fuzz` are run by [`fuzz`].
+
+// For the targets that [`fuzz`] includes: what they import from libFuzzer is ours.
+extern crate self as libfuzzer_sys;
+use fuzz::fuzz_target;
+
 mod batching;
 #[cfg(feature = "postgres")]
 mod bus_postgres;
@@ -14,6 +22,7 @@ mod dashboard;
 mod demo;
 mod docs;
 mod doors;
+mod effort;
 mod fault_receipts;
 #[path = "../../examples/flaky.rs"]
 #[allow(dead_code, unreachable_pub, reason = "an example with a main of its own")]
@@ -21,6 +30,7 @@ mod flaky;
 mod front_batching;
 mod front_scarce;
 mod front_streams;
+mod fuzz;
 mod http_heads;
 mod process;
 mod readme;
@@ -31,6 +41,7 @@ mod sim_harness;
 mod sim_net;
 mod sim_sessions;
 mod sim_streams;
+mod soak;
 mod store_conformance;
 #[cfg(feature = "postgres")]
 mod store_postgres;
