@@ -1,0 +1,369 @@
+//! Bytes between a pipe's local side and its carrier, and the loss and end of either.
+
+use super::*;
+
+impl Shard {
+    pub(super) fn turn(&mut self, now: Moment, slot: usize) {
+        match std::mem::replace(&mut self.slots[slot], Slot::Free) {
+            Slot::Free => {}
+            Slot::Greeter(greeter) => self.turn_greeter(now, slot, greeter),
+            Slot::Live(mut live) => {
+                self.dial_if_due(now, slot, &mut live);
+                if let Local::Duct(duct) = &live.local {
+                    duct.looking();
+                }
+                let mut moved = 0;
+                loop {
+                    let count = self.read_carrier(now, slot, &mut live)
+                        + self.give_local(now, &mut live)
+                        + self.take_local(now, &mut live)
+                        + self.write_carrier(now, slot, &mut live);
+                    moved += count;
+                    if count == 0 {
+                        break;
+                    }
+                    if moved >= TURN {
+                        self.again.push(slot);
+                        break;
+                    }
+                }
+                self.settle(now, slot, live);
+            }
+        }
+    }
+
+    pub(super) fn read_carrier(&mut self, now: Moment, slot: usize, live: &mut Live) -> usize {
+        let Some(bearer) = live.bearer.as_mut().filter(|bearer| bearer.readable && !bearer.still) else {
+            return 0;
+        };
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let read = bearer.carrier.read(&mut buffer);
+        let count = match read {
+            Ok(0) => {
+                if live.pipe.goodbye_sent() {
+                    live.pipe.closed_after_goodbye(&mut self.pool);
+                    if let Some(bearer) = live.bearer.take() {
+                        self.drop_bearer(bearer);
+                    }
+                } else {
+                    self.lose(now, slot, live, "the peer closed it");
+                }
+                0
+            }
+            Ok(count) => {
+                self.take_in(now, live, &buffer[..count]);
+                count
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                bearer.readable = false;
+                0
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 1,
+            Err(error) => {
+                self.lose(now, slot, live, &error.to_string());
+                0
+            }
+        };
+        self.buffer = buffer;
+        count
+    }
+
+    /// Frames arrived.
+    pub(super) fn take_in(&mut self, now: Moment, live: &mut Live, mut input: &[u8]) {
+        let Some(bearer) = &mut live.bearer else { return };
+        let epoch = bearer.epoch;
+        live.pipe.heard(now);
+        if let Role::Server(server) = &mut live.role {
+            server.unconfirmed = None;
+        }
+        loop {
+            let result = match bearer.decoder.next(&mut input) {
+                Ok(None) => return,
+                Ok(Some(Piece::Data { off, bytes })) => match live.pipe.data(epoch, off, bytes) {
+                    Ok(fresh) => {
+                        live.down += fresh.len() as u64;
+                        let direct = if live.pipe.unread() == 0 { live.local.write_now(fresh) } else { 0 };
+                        if direct > 0 {
+                            live.pipe.passed(now, direct, &mut self.pool);
+                        }
+                        live.pipe.hold(now, &fresh[direct..], &mut self.pool);
+                        Ok(())
+                    }
+                    Err(violation) => Err(violation.to_string()),
+                },
+                Ok(Some(Piece::Control(control))) => {
+                    if let Control::Reset(end) = &control {
+                        log::debug!("pipes: the peer ends a pipe: {end}");
+                    }
+                    let handled: Result<(), Violation> =
+                        live.pipe.control(now, epoch, control, &mut self.pool);
+                    handled.map_err(|violation| violation.to_string())
+                }
+                Ok(Some(Piece::Greeting(_))) => Err("a second handshake on one carrier".into()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(why) = result {
+                log::warn!("pipes: a peer broke the protocol: {why}");
+                live.pipe.abort(End::new(Ending::Protocol, why), &mut self.pool);
+                return;
+            }
+        }
+    }
+
+    /// Received bytes go to the local side.
+    pub(super) fn give_local(&mut self, now: Moment, live: &mut Live) -> usize {
+        let over = live.pipe.over_with().is_some();
+        match &mut live.local {
+            Local::Duct(duct) => {
+                if live.pipe.unread() == 0 && !live.pipe.at_end() {
+                    return 0;
+                }
+                duct.give(now, &mut live.pipe, &mut self.pool) as usize
+            }
+            Local::Socket(local) => {
+                let mut given = 0;
+                while live.pipe.unread() > 0 && (local.writable || local.deaf) {
+                    let result = if local.deaf {
+                        Ok(live.pipe.unread() as usize)
+                    } else {
+                        let slices: Vec<IoSlice<'_>> = live.pipe.readable(READ).map(IoSlice::new).collect();
+                        local.socket.write_vectored(&slices)
+                    };
+                    match result {
+                        Ok(count) => {
+                            live.pipe.took(now, count as u64, &mut self.pool);
+                            given += count;
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => local.writable = false,
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        Err(_) => local.deaf = true,
+                    }
+                }
+                if local.deaf
+                    && given > 0
+                    && live.pipe.is_finished()
+                    && live.pipe.written().0 == live.pipe.written().1
+                {
+                    // It has given everything it had and takes nothing: the peer talks to nobody.
+                    let end = End::new(
+                        Ending::TargetReset,
+                        "the target closed while bytes were on their way to it",
+                    );
+                    live.pipe.break_off(end, &mut self.pool);
+                }
+                if live.pipe.at_end() && !local.write_ended && !over {
+                    local.write_ended = true;
+                    local.socket.shutdown(Shutdown::Write);
+                }
+                given
+            }
+        }
+    }
+
+    /// Bytes of the local side go into the pipe.
+    pub(super) fn take_local(&mut self, now: Moment, live: &mut Live) -> usize {
+        if live.pipe.over_with().is_some() {
+            return 0;
+        }
+        match &mut live.local {
+            Local::Duct(duct) => {
+                let before = live.pipe.written().0;
+                let found = duct.take(&mut live.pipe, &mut self.pool);
+                if found.ended {
+                    live.pipe.finish();
+                }
+                if found.dropped {
+                    live.dropped_at.get_or_insert(now);
+                }
+                let count = live.pipe.written().0 - before;
+                live.up += count;
+                count as usize
+            }
+            Local::Socket(local) => {
+                let mut taken = 0;
+                while local.readable && taken < READ {
+                    let space = live.pipe.space(&mut self.pool);
+                    if space.is_empty() {
+                        break;
+                    }
+                    let result = local.socket.read(space);
+                    live.pipe.commit(*result.as_ref().unwrap_or(&0), &mut self.pool);
+                    match result {
+                        Ok(0) => {
+                            local.readable = false;
+                            live.pipe.finish();
+                        }
+                        Ok(count) => taken += count,
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => local.readable = false,
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        Err(error) => {
+                            local.readable = false;
+                            local.deaf = true;
+                            live.local_failed(&error, &mut self.pool);
+                            break;
+                        }
+                    }
+                }
+                live.up += taken as u64;
+                taken
+            }
+        }
+    }
+
+    pub(super) fn write_carrier(&mut self, now: Moment, slot: usize, live: &mut Live) -> usize {
+        let mut written = 0;
+        let failed = loop {
+            let Some(bearer) = live.bearer.as_mut().filter(|bearer| bearer.writable && !bearer.still) else {
+                break None;
+            };
+            if bearer.outbox.is_empty() && !live.pipe.wants_to_send() && !bearer.carrier.has_more() {
+                break None;
+            }
+            bearer.outbox.fill(now, &mut live.pipe);
+            let result = if bearer.outbox.is_empty() {
+                bearer.carrier.flush().map(|()| 0)
+            } else {
+                let mut slices = Vec::with_capacity(16);
+                bearer.outbox.slices(&live.pipe, &mut slices, 64);
+                bearer.carrier.write(&slices)
+            };
+            match result {
+                Ok(count) => {
+                    bearer.outbox.wrote(count);
+                    written += count;
+                    if written >= TURN {
+                        break None;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    bearer.writable = false;
+                    break None;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Some(error.to_string()),
+            }
+        };
+        if let Some(why) = failed {
+            self.lose(now, slot, live, &why);
+        }
+        written
+    }
+
+    /// The carrier is gone; the pipe is not.
+    pub(super) fn lose(&mut self, now: Moment, _slot: usize, live: &mut Live, why: &str) {
+        let Some(bearer) = live.bearer.take() else { return };
+        live.pipe.detach(bearer.epoch);
+        let was_of_use = bearer.was_of_use(&live.pipe);
+        self.drop_bearer(bearer);
+        live.detached_at = Some(now);
+        live.goodbye_by = None;
+        self.shared.figures.lost();
+        let draw = self.rand.next_u64();
+        match &mut live.role {
+            Role::Server(server) => {
+                let limit = self.shared.settings.limits.detached;
+                if let Some(evict) = self.shared.ledger.away(server.id, &server.principal, now, limit) {
+                    self.shared.evict(evict);
+                }
+                (self.shared.notes)(&Note::Detached { id: server.id, why: why.to_owned() });
+            }
+            Role::Client(client) => {
+                client.lost_at = now;
+                client.replace_at = None;
+                // Whatever attempt was out to replace it goes on as an attempt like any other, unless it
+                // waits for an answer about a carrier that is gone: begin afresh.
+                client.attempts.end();
+                if let Some(cancel) = client.cancel.take() {
+                    cancel.cancel();
+                }
+                if was_of_use {
+                    // However often the path is cut: as long as each carrier gets the pipe further, there
+                    // is nothing to be patient about.
+                    client.backoff.forget();
+                }
+                client.redial_at = Some(match client.backoff.failed(now, draw) {
+                    Next::TryAt(at) => at,
+                    Next::GiveUp => now + Duration::from_secs(5),
+                });
+                if live.pipe.ending().is_none() {
+                    (client.events)(Event::Lost { why: why.to_owned() });
+                    if let Local::Duct(duct) = &live.local {
+                        duct.set_state(State::Lost);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn drop_bearer(&mut self, mut bearer: Bearer) {
+        bearer.carrier.socket().deregister(self.poll.registry());
+        bearer.carrier.close();
+    }
+
+    /// After anything happened to a pipe: is it over, when is it next to be looked at.
+    pub(super) fn settle(&mut self, now: Moment, slot: usize, mut live: Box<Live>) {
+        if let Some(notice) = live.pipe.take_go_away()
+            && let Role::Client(client) = &mut live.role
+        {
+            if let Some(url) = &notice.url {
+                client.dialer.moved(url);
+            }
+            client.replace_at = Some(now + notice.retry_hint);
+        }
+        if live.pipe.goodbye_sent() && live.goodbye_by.is_none() {
+            live.goodbye_by = Some(now + GOODBYE_WAIT);
+        }
+        if live.is_finished() {
+            return self.remove(now, slot, live);
+        }
+        let next = live.next_alarm(&self.shared);
+        if let Some(next) = next
+            && live.alarm.is_none_or(|alarm| next < alarm)
+        {
+            live.alarm = Some(next);
+            self.alarms.push(Reverse((next, slot, live.serial)));
+        }
+        self.slots[slot] = Slot::Live(live);
+    }
+
+    pub(super) fn remove(&mut self, now: Moment, slot: usize, mut live: Box<Live>) {
+        let end = live.pipe.over_with().cloned().expect("only what is over is removed");
+        if let Some(mut bearer) = live.bearer.take() {
+            // The last frames may still fit into the socket.
+            bearer.outbox.fill(now, &mut live.pipe);
+            self.drop_bearer(bearer);
+        }
+        match &mut live.local {
+            Local::Socket(local) => {
+                local.socket.deregister(self.poll.registry());
+                if end.code != Ending::Eof {
+                    local.socket.break_on_close();
+                } else if !local.write_ended {
+                    local.socket.shutdown(Shutdown::Write);
+                }
+            }
+            Local::Duct(duct) => duct.set_state(State::Over(end.clone())),
+        }
+        self.serials.remove(&live.serial);
+        let info = live.info(now);
+        match live.role {
+            Role::Server(server) => {
+                self.ids.remove(&server.id);
+                self.shared.ledger.gone(server.id, &server.principal);
+                self.shared.figures.ended(end.code);
+                (self.shared.notes)(&Note::Ended { info: info.expect("a server's pipe has a name"), end });
+            }
+            Role::Client(client) => {
+                if let Some(cancel) = client.cancel {
+                    cancel.cancel();
+                }
+                self.clients -= 1;
+                if self.clients == 0 {
+                    self.tick = None;
+                }
+                (client.events)(Event::Over(end));
+            }
+        }
+        self.free.push(slot);
+    }
+}

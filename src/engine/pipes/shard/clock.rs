@@ -1,0 +1,153 @@
+//! What time brings: alarms, a machine that slept, memory that fills, and the end.
+
+use super::*;
+
+impl Shard {
+    pub(super) fn ring(&mut self, now: Moment) {
+        while let Some(Reverse((at, slot, serial))) = self.alarms.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.alarms.pop();
+            match self.slots.get(slot) {
+                Some(Slot::Greeter(greeter)) if greeter.serial == serial => self.again.push(slot),
+                Some(Slot::Live(live)) if live.serial == serial => {
+                    let mut live = self.take_live(slot).expect("looked at just now");
+                    live.alarm = None;
+                    self.alarm(now, slot, &mut live);
+                    // Its turn, later in this round, dials what is due and sets the next alarm.
+                    self.slots[slot] = Slot::Live(live);
+                    self.again.push(slot);
+                }
+                // Whoever set it has left.
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn alarm(&mut self, now: Moment, slot: usize, live: &mut Live) {
+        if live.pipe.alarm(now).is_some() {
+            self.shared.figures.found_dead();
+            self.lose(now, slot, live, "nothing was heard of the peer");
+        }
+        if live.goodbye_by.is_some_and(|by| by <= now) {
+            self.lose(now, slot, live, "the peer did not close it after the last word");
+        }
+        if live.dropped_at.is_some_and(|since| since + LINGER <= now) {
+            let end = End::new(Ending::TargetReset, "the program let go of its end");
+            live.pipe.abort(end, &mut self.pool);
+        }
+        let expired = live.expires_at(&self.shared).is_some_and(|at| at <= now);
+        if expired && live.pipe.over_with().is_none() {
+            let end = match live.pipe.ending() {
+                Some(end) => end.clone(),
+                None if live.pipe.is_done() => End::new(Ending::Eof, ""),
+                None if let Role::Client(client) = &live.role
+                    && client.known.is_none() =>
+                {
+                    let silent = || End::new(Ending::TargetUnreachable, "no server answered in time");
+                    client.last_error.clone().unwrap_or_else(silent)
+                }
+                None => End::new(Ending::GraceExpired, "nobody came back for it in time"),
+            };
+            live.pipe.kill(end, &mut self.pool);
+        }
+    }
+
+    /// A laptop that was closed: the calendar went on, the clock did not.
+    pub(super) fn look_for_sleep(&mut self, now: Moment) {
+        let Some((then, then_wall)) = self.tick else { return self.look_at_budget(now) };
+        if now.since(then) < TICK {
+            return;
+        }
+        let wall = self.rt.wall();
+        self.tick = Some((now, wall));
+        if wall.since(then_wall) > now.since(then) + SLEPT {
+            for slot in 0..self.slots.len() {
+                if let Slot::Live(live) = &mut self.slots[slot] {
+                    live.pipe.probe(now, Duration::from_secs(2));
+                    if let Role::Client(client) = &mut live.role {
+                        client.backoff.forget();
+                        if client.redial_at.is_some() {
+                            client.redial_at = Some(now);
+                        }
+                    }
+                    self.again.push(slot);
+                }
+            }
+        }
+        self.look_at_budget(now);
+    }
+
+    /// All pipes together hold only so much: above it, the big ones get small windows until it eases.
+    pub(super) fn look_at_budget(&mut self, now: Moment) {
+        let held: usize = self
+            .slots
+            .iter()
+            .map(|slot| match slot {
+                Slot::Live(live) if live.bearer.is_some() || live.pipe.buffered() > 0 => live.pipe.memory(),
+                _ => 0,
+            })
+            .sum();
+        let all = self.shared.figures.hold(usize::from(self.index), held as u64);
+        let budget = self.shared.settings.budget;
+        let press = if self.pressed { all > budget / 5 * 4 } else { all > budget };
+        if press == self.pressed && !press {
+            return;
+        }
+        self.pressed = press;
+        let window = self.shared.settings.window;
+        for slot in &mut self.slots {
+            if let Slot::Live(live) = slot {
+                let big = live.pipe.memory() as u64 > pipe::WINDOW_MIN;
+                live.pipe.set_window(now, if press && big { pipe::WINDOW_MIN } else { window });
+            }
+        }
+    }
+
+
+    // ---- the end
+
+    pub(super) fn stop(&mut self, now: Moment) {
+        let why = End::new(Ending::Shutdown, "the other side is going");
+        for slot in 0..self.slots.len() {
+            if let Slot::Live(live) = &mut self.slots[slot] {
+                live.pipe.abort(why.clone(), &mut self.pool);
+                if live.bearer.is_none() {
+                    live.pipe.kill(why.clone(), &mut self.pool);
+                }
+            }
+            self.turn(now, slot);
+        }
+    }
+
+    /// Whether every last word is on its way.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.slots.iter().all(|slot| match slot {
+            Slot::Live(live) => live
+                .bearer
+                .as_ref()
+                .is_none_or(|bearer| bearer.outbox.is_empty() && !live.pipe.wants_to_send()),
+            _ => true,
+        })
+    }
+
+    pub(super) fn end(mut self) {
+        let now = self.rt.now();
+        for slot in 0..self.slots.len() {
+            if let Slot::Greeter(greeter) = &self.slots[slot]
+                && let Stage::Connecting(_, cancel) = &greeter.stage
+            {
+                cancel.cancel();
+            }
+            if let Some(mut live) = self.take_live(slot) {
+                live.pipe.closed_after_goodbye(&mut self.pool);
+                live.pipe.kill(End::new(Ending::Shutdown, "the program is going"), &mut self.pool);
+                self.remove(now, slot, live);
+            }
+        }
+        // Dial threads were cancelled and find nobody to tell: the inbox goes first, then they are joined.
+        drop(self.orders);
+        drop(self.dials);
+    }
+}

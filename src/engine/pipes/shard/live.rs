@@ -1,0 +1,131 @@
+//! What belongs to one pipe: its local side, its carrier, and when to look at it next.
+
+use super::*;
+
+impl Local {
+    pub(super) fn socket(socket: Socket) -> Local {
+        Local::Socket(LocalSocket { socket, readable: true, writable: true, write_ended: false, deaf: false })
+    }
+}
+
+impl Bearer {
+    /// Bears `pipe`, which was attached a moment ago.
+    pub(super) fn new(pipe: &Pipe, carrier: Carrier, decoder: Decoder, peer: CarrierPeer) -> Bearer {
+        Bearer {
+            epoch: pipe.epoch(),
+            carrier,
+            outbox: Outbox::new(),
+            decoder,
+            readable: true,
+            writable: true,
+            still: false,
+            peer,
+            began: (pipe.received(), pipe.written().1),
+        }
+    }
+
+    /// Whether the pipe got further with it.
+    pub(super) fn was_of_use(&self, pipe: &Pipe) -> bool {
+        pipe.received() > self.began.0 || pipe.written().1 > self.began.1
+    }
+}
+
+impl Local {
+    /// Writes bytes that nothing waits in front of; gives how many went.
+    pub(super) fn write_now(&mut self, bytes: &[u8]) -> usize {
+        match self {
+            Local::Socket(local) if local.writable && !local.deaf => match local.socket.write(bytes) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    local.writable = false;
+                    0
+                }
+                // Found again, and handled, by whoever writes what is held.
+                Err(_) => 0,
+            },
+            _ => 0,
+        }
+    }
+}
+
+impl Live {
+    /// Reading from the local side failed, or the system noticed that it is broken.
+    pub(super) fn local_failed(&mut self, error: &io::Error, pool: &mut Pool) {
+        if let Local::Socket(local) = &mut self.local {
+            local.deaf = true;
+        }
+        let text = format!("the connection behind the pipe broke: {error}");
+        self.pipe.break_off(End::new(Ending::TargetReset, text), pool);
+    }
+
+    /// Over for the peer, and the local side has everything it will get.
+    pub(super) fn is_finished(&self) -> bool {
+        let Some(end) = self.pipe.over_with() else { return false };
+        if self.pipe.unread() == 0 {
+            return true;
+        }
+        match (&self.local, end.code) {
+            (Local::Socket(local), Ending::Eof) => local.deaf,
+            // What can be delivered at once was; the rest is lost with the connection, as with TCP.
+            (Local::Socket(_), _) => true,
+            (Local::Duct(_), code) => code != Ending::Eof && code != Ending::TargetReset,
+        }
+    }
+
+    pub(super) fn next_alarm(&self, shared: &Shared) -> Option<Moment> {
+        let role = match &self.role {
+            Role::Server(_) => None,
+            Role::Client(client) => {
+                let replace_at = client.replace_at.filter(|_| self.bearer.is_some());
+                Moment::earliest(client.redial_at, replace_at)
+            }
+        };
+        let over = self.pipe.over_with().is_some();
+        let dropped = self.dropped_at.filter(|_| self.pipe.ending().is_none()).map(|since| since + LINGER);
+        let alarms = [self.pipe.deadline(), role, self.goodbye_by, dropped, self.expires_at(shared)];
+        alarms.into_iter().flatten().min().filter(|_| !over)
+    }
+
+    /// When it is given up if nothing happens.
+    pub(super) fn expires_at(&self, shared: &Shared) -> Option<Moment> {
+        match &self.role {
+            Role::Server(server) => {
+                let unconfirmed = server.unconfirmed.map(|since| since + CONFIRM_WAIT);
+                let linger = self.pipe.is_done() || self.pipe.ending().is_some();
+                let detached = match (self.detached_at, linger, shared.settings.grace) {
+                    (Some(since), true, grace) => {
+                        Some(since + grace.map_or(LINGER, |grace| grace.min(LINGER)))
+                    }
+                    (Some(since), false, Some(grace)) => Some(since + grace),
+                    _ => None,
+                };
+                [unconfirmed, detached].into_iter().flatten().min()
+            }
+            Role::Client(client) => {
+                let budget = if client.known.is_none() { client.patience } else { client.grace };
+                budget.filter(|_| self.bearer.is_none()).map(|budget| client.lost_at + budget)
+            }
+        }
+    }
+
+    pub(super) fn info(&self, now: Moment) -> Option<PipeInfo> {
+        let Role::Server(server) = &self.role else { return None };
+        Some(PipeInfo {
+            id: server.id,
+            attached: self.bearer.is_some(),
+            detached_for: self.detached_at.map(|since| now.since(since)),
+            principal: server.principal.clone(),
+            target: server.target.clone(),
+            peer: self.bearer.as_ref().map(|bearer| bearer.peer.clone()),
+            created_at: self.born,
+            epoch: self.pipe.epoch(),
+            resumes: self.pipe.counts().resumes,
+            replayed: self.pipe.counts().replayed,
+            duplicates: self.pipe.counts().duplicates,
+            buffered: self.pipe.buffered(),
+            bytes_to_target: self.down,
+            bytes_from_target: self.up,
+            round_trip: self.pipe.round_trip(),
+        })
+    }
+}
