@@ -145,12 +145,13 @@ impl Flaky {
         self.address
     }
 
-    /// Does this to every connection there is.
-    pub fn strike(&self, fault: Fault) {
+    /// Does this to every connection there is. Gives how many it hit: those that bytes still passed
+    /// through.
+    pub fn strike(&self, fault: Fault) -> usize {
         let lines: Vec<Arc<Line>> = lock(&self.inner.lines).values().cloned().collect();
-        for line in lines {
-            line.suffer(fault, Duration::from_millis(500));
-        }
+        let hit = lines.iter().filter(|line| line.suffer(fault, Duration::from_millis(500))).count();
+        self.inner.faults.fetch_add(hit as u64, Ordering::SeqCst);
+        hit
     }
 
     /// How many faults there were, and how many connections.
@@ -234,8 +235,10 @@ impl Line {
         waited.map_or(true, |(state, _)| state.over)
     }
 
-    fn suffer(&self, fault: Fault, freeze: Duration) {
+    /// False if no bytes passed through it anyway.
+    fn suffer(&self, fault: Fault, freeze: Duration) -> bool {
         let mut state = lock(&self.state);
+        let hit = !state.over && !state.hole_up && !state.hole_down;
         match fault {
             Fault::Reset | Fault::Close => state.over = true,
             Fault::Freeze => state.frozen_until = Some(Instant::now() + freeze),
@@ -254,6 +257,7 @@ impl Line {
                 drop(stream.shutdown(Shutdown::Both));
             }
         }
+        hit
     }
 
     fn pump(&self, up: bool, weather: &Weather) {
