@@ -218,7 +218,7 @@ impl Exposition {
     }
 }
 
-fn seconds() -> Histogram {
+pub(crate) fn seconds() -> Histogram {
     Histogram::new(exponential_buckets_range(50e-6, 30.0, 16))
 }
 

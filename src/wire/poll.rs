@@ -60,6 +60,7 @@ const FIRST_LISTENER: usize = usize::MAX - 256;
 /// ```
 pub struct IoThreads {
     rt: Rt,
+    name: &'static str,
     seats: Vec<Seat>,
     wire: Arc<Outside>,
 }
@@ -93,11 +94,19 @@ impl IoThreads {
     /// # Errors
     /// When the system has no poller to give.
     pub fn new(rt: &Rt, threads: usize, trust: Option<ClientTls>) -> Result<IoThreads> {
+        IoThreads::named(rt, "io", threads, trust)
+    }
+
+    /// The same under another name than `io-0…`, for a second set.
+    ///
+    /// # Errors
+    /// When the system has no poller to give.
+    pub fn named(rt: &Rt, name: &'static str, threads: usize, trust: Option<ClientTls>) -> Result<IoThreads> {
         let seats: Vec<Seat> =
             (0..threads.clamp(1, 256)).map(|_| Seat::new(rt)).collect::<io::Result<_>>()?;
         let doors = Doors::new(seats.iter().map(|seat| seat.port.clone()).collect());
         let dialer = Dialer::new(rt, &doors, trust);
-        Ok(IoThreads { rt: rt.clone(), seats, wire: Arc::new(Outside { doors, dialer }) })
+        Ok(IoThreads { rt: rt.clone(), name, seats, wire: Arc::new(Outside { doors, dialer }) })
     }
 
     /// The network, for rooms.
@@ -115,7 +124,7 @@ impl IoThreads {
     /// # Errors
     /// When a listener cannot be watched or a thread cannot be started.
     pub fn start(self, limits: Limits, listeners: Vec<Listener>, front: Arc<dyn Front>) -> Result<Running> {
-        let IoThreads { rt, seats, wire } = self;
+        let IoThreads { rt, name, seats, wire } = self;
         let addresses = listeners.iter().map(Listener::address).collect();
         let mut listeners = Some(listeners);
         let mut running = Running { wire, threads: Vec::new(), addresses };
@@ -126,8 +135,7 @@ impl IoThreads {
             for listener in listeners.take().unwrap_or_default() {
                 thread.listen(listener)?;
             }
-            let name = format!("io-{at}");
-            running.threads.push(rt.spawn(name, move || thread.run())?);
+            running.threads.push(rt.spawn(format!("{name}-{at}"), move || thread.run())?);
         }
         Ok(running)
     }
