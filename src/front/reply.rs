@@ -99,7 +99,28 @@ impl Reply {
     /// Opens a WebSocket: frames are [`Frame::text`](crate::wire::Frame::text) and [`Frame::binary`](crate::wire::Frame::binary). Of `protocols` the first that
     /// the client offered is chosen; none has to match. `None` if the request does not ask for a
     /// WebSocket (it has been told so).
-    pub fn websocket(mut self, protocols: &[&str], message_max: u32, owner: Owner) -> Option<LinkHandle> {
+    pub fn websocket(self, protocols: &[&str], message_max: u32, owner: Owner) -> Option<LinkHandle> {
+        self.open_websocket(protocols, message_max, websocket::close::TRY_AGAIN, owner)
+    }
+
+    /// The same for whoever follows with tokens: one that does not keep up is cut with
+    /// [`SLOW`](websocket::close::SLOW).
+    pub fn follower_websocket(
+        self,
+        protocols: &[&str],
+        message_max: u32,
+        owner: Owner,
+    ) -> Option<LinkHandle> {
+        self.open_websocket(protocols, message_max, websocket::close::SLOW, owner)
+    }
+
+    fn open_websocket(
+        mut self,
+        protocols: &[&str],
+        message_max: u32,
+        slow: u16,
+        owner: Owner,
+    ) -> Option<LinkHandle> {
         let Some(accept) = self.asked.websocket.take() else {
             self.refuse_upgrade("websocket");
             return None;
@@ -113,7 +134,7 @@ impl Reply {
             response = response.header("sec-websocket-protocol", *protocol);
         }
         let response = self.dress(response);
-        Some(self.exchange.open(Opening::WebSocket { response, message_max }, Some(owner)))
+        Some(self.exchange.open(Opening::WebSocket { response, message_max, slow }, Some(owner)))
     }
 
     /// The subprotocols the client offered.

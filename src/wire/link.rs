@@ -660,6 +660,8 @@ pub enum Opening {
         response: Response,
         /// The largest message let in, in bytes.
         message_max: u32,
+        /// The close code for a reader that does not keep up.
+        slow: u16,
     },
     /// Bytes in both directions, behind a 101 or a 200.
     Raw {

@@ -181,7 +181,7 @@ impl Links {
             Speak::Raw | Speak::Upgrade { .. } => (Incoming::Raw, Outgoing::Raw { finished: false }),
             Speak::WebSocket { message_max, .. } => (
                 Incoming::WebSocket(Box::new(websocket::Reader::new(Role::Client, message_max))),
-                Outgoing::WebSocket { role: Role::Client, closed: false },
+                Outgoing::WebSocket { role: Role::Client, closed: false, slow: close::TRY_AGAIN },
             ),
         };
         link.owner = Some(owner.clone());

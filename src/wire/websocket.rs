@@ -70,8 +70,11 @@ pub mod close {
     pub const INTERNAL: u16 = 1011;
     /// The server restarts: come back.
     pub const RESTART: u16 = 1012;
-    /// Too much at the moment: come back later. Used for a reader that does not keep up.
+    /// Too much at the moment: come back later. Used for a reader that does not keep up, unless its
+    /// protocol has a code of its own for that.
     pub const TRY_AGAIN: u16 = 1013;
+    /// A follower that does not keep up: its token makes it whole when it comes back.
+    pub const SLOW: u16 = 4008;
 }
 
 const CONT: u8 = 0;

@@ -55,6 +55,8 @@ pub(super) enum Outgoing {
         role: websocket::Role,
         /// Whether our close frame has been queued.
         closed: bool,
+        /// The close code if the peer does not keep up.
+        slow: u16,
     },
     Raw {
         /// Whether our half ends behind what is queued.

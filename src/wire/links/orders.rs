@@ -309,16 +309,24 @@ impl Links {
 
     pub(super) fn cut_slow(&mut self, slot: usize) {
         self.count().cut_slow.add(1);
-        self.cut(slot, "the reader did not keep up: come back with a cursor");
+        let code = match self.slots[slot].as_deref().map(|link| &link.outgoing) {
+            Some(Outgoing::WebSocket { slow, .. }) => *slow,
+            _ => close::TRY_AGAIN,
+        };
+        self.cut_with(slot, code, "the reader did not keep up: come back with a cursor");
     }
 
     /// Ends a link that cannot be served: what has not begun to leave is dropped, so that the reason has a
     /// chance to arrive.
     pub(super) fn cut(&mut self, slot: usize, reason: &'static str) {
+        self.cut_with(slot, close::TRY_AGAIN, reason);
+    }
+
+    fn cut_with(&mut self, slot: usize, code: u16, reason: &'static str) {
         let Some(link) = self.slots[slot].as_deref_mut() else { return };
         link.queue.drop_unbegun();
         link.marks.clear();
-        self.close(slot, close::TRY_AGAIN, reason.into());
+        self.close(slot, code, reason.into());
         self.end(slot, true);
     }
 }

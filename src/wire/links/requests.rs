@@ -152,10 +152,14 @@ impl Links {
             Opening::Events { response } => {
                 (response, Framed::UntilClose, Outgoing::Chunks { framed, events: true })
             }
-            Opening::WebSocket { response, message_max } => {
+            Opening::WebSocket { response, message_max, slow } => {
                 link.incoming =
                     Incoming::WebSocket(Box::new(websocket::Reader::new(Role::Server, message_max)));
-                (response, Framed::UntilClose, Outgoing::WebSocket { role: Role::Server, closed: false })
+                (
+                    response,
+                    Framed::UntilClose,
+                    Outgoing::WebSocket { role: Role::Server, closed: false, slow },
+                )
             }
             Opening::Raw { response } => {
                 link.incoming = Incoming::Raw;

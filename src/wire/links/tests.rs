@@ -28,7 +28,11 @@ impl Front for Routes {
                 self.links.try_send(link).unwrap();
             }
             "/ws" => {
-                let opening = Opening::WebSocket { response: Response::new(101), message_max: 1_000 };
+                let opening = Opening::WebSocket {
+                    response: Response::new(101),
+                    message_max: 1_000,
+                    slow: close::TRY_AGAIN,
+                };
                 self.links.try_send(exchange.open(opening, owner)).unwrap();
             }
             "/body" => {
