@@ -4,11 +4,12 @@
 //! fault or a delay. So a transaction is one step of the simulation, and what an engine sees of it is
 //! every way a database can answer: "failed after commit" looks exactly like "failed before".
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::rt::{Op, Rt, Wall};
+use crate::rt::{Lock, Op, Rt, Wall};
 use crate::state::connection::Row;
 use crate::state::metadata::{Entry, Key};
 use crate::store::connections::{ConnectionQuery, Count, DeadLetter};
@@ -51,13 +52,14 @@ impl StoreFaults {
 pub struct Faulty<S> {
     inner: S,
     rt: Rt,
-    faults: StoreFaults,
+    /// Shared with whoever made it, which may change its mind.
+    faults: Arc<Lock<StoreFaults>>,
 }
 
 impl<S> Faulty<S> {
     /// Wraps `inner`; its calls are on the tapes of `rt`'s run.
     pub fn new(inner: S, rt: &Rt, faults: StoreFaults) -> Faulty<S> {
-        Faulty { inner, rt: rt.clone(), faults }
+        Faulty { inner, rt: rt.clone(), faults: Arc::new(Lock::new(faults)) }
     }
 
     /// One call: `broken` makes the error of a call that failed on the way.
@@ -71,13 +73,14 @@ impl<S> Faulty<S> {
         transaction: impl FnOnce(&mut S) -> Result<T, E>,
     ) -> Result<T, E> {
         self.rt.point(Op::Store, &[name]);
-        self.delay();
-        if self.chance("store before", self.faults.before) {
+        let faults = *self.faults.lock();
+        self.delay(faults);
+        if self.chance("store before", faults.before) {
             crate::mark!(store_failed_before_commit);
             return Err(broken("the connection was lost before the commit"));
         }
         let answer = transaction(&mut self.inner);
-        if self.chance("store after", self.faults.after) {
+        if self.chance("store after", faults.after) {
             crate::mark!(store_failed_after_commit);
             return Err(broken(
                 "the connection was lost, whether before the commit or after it is not known",
@@ -86,12 +89,12 @@ impl<S> Faulty<S> {
         answer
     }
 
-    fn delay(&self) {
-        let (one_in, hang) = self.faults.hang;
+    fn delay(&self, faults: StoreFaults) {
+        let (one_in, hang) = faults.hang;
         if self.chance("store hang", one_in) {
             self.rt.sleep(hang);
         }
-        let millis = self.faults.latency_max.as_millis() as u64;
+        let millis = faults.latency_max.as_millis() as u64;
         if millis > 0 {
             self.rt.sleep(Duration::from_millis(self.rt.rand("store latency").below(millis + 1)));
         }
@@ -111,37 +114,46 @@ fn lost(text: &'static str) -> StoreError {
 pub struct FaultyStores<S> {
     inner: S,
     rt: Rt,
-    faults: StoreFaults,
+    faults: Arc<Lock<StoreFaults>>,
 }
 
 impl<S: Stores> FaultyStores<S> {
     /// Wraps `inner`.
     pub fn new(inner: S, rt: &Rt, faults: StoreFaults) -> FaultyStores<S> {
-        FaultyStores { inner, rt: rt.clone(), faults }
+        FaultyStores { inner, rt: rt.clone(), faults: Arc::new(Lock::new(faults)) }
+    }
+
+    /// From now on they are this bad, those that were opened before too.
+    pub fn set_faults(&self, faults: StoreFaults) {
+        *self.faults.lock() = faults;
+    }
+
+    fn faulty<T>(&self, inner: T) -> Faulty<T> {
+        Faulty { inner, rt: self.rt.clone(), faults: self.faults.clone() }
     }
 }
 
 impl<S> std::fmt::Debug for FaultyStores<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FaultyStores({:?})", self.faults)
+        write!(f, "FaultyStores({:?})", *self.faults.lock())
     }
 }
 
 impl<S: Stores> Stores for FaultyStores<S> {
     fn streams(&self) -> Result<Box<dyn StreamStore>, StoreError> {
-        Ok(Box::new(Faulty::new(self.inner.streams()?, &self.rt, self.faults)))
+        Ok(Box::new(self.faulty(self.inner.streams()?)))
     }
 
     fn metadata(&self) -> Result<Box<dyn MetadataStore>, StoreError> {
-        Ok(Box::new(Faulty::new(self.inner.metadata()?, &self.rt, self.faults)))
+        Ok(Box::new(self.faulty(self.inner.metadata()?)))
     }
 
     fn connections(&self) -> Result<Box<dyn ConnectionStore>, StoreError> {
-        Ok(Box::new(Faulty::new(self.inner.connections()?, &self.rt, self.faults)))
+        Ok(Box::new(self.faulty(self.inner.connections()?)))
     }
 
     fn replicas(&self) -> Result<Box<dyn ReplicaStore>, StoreError> {
-        Ok(Box::new(Faulty::new(self.inner.replicas()?, &self.rt, self.faults)))
+        Ok(Box::new(self.faulty(self.inner.replicas()?)))
     }
 
     fn identity(&self) -> Identity {
