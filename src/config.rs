@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use load::{ConfigError, Flag, Origin, Problem, Sources};
-pub use value::{ListenAt, LogFormat, LogLevel, OrAuto, OrOff, Size, StoreAt, WhenFull};
+pub use value::{ListenAt, LogFormat, LogLevel, OrAuto, OrOff, Size, StoreAt, UrlOrAuto, WhenFull};
 use value::{Raw, Setting};
 
 /// One setting as the manual shows it.
@@ -159,6 +159,29 @@ settings! {
         writers: u64 = "2", restart;
     }
 
+    /// Streams and who runs them.
+    streams: Streams {
+        /// How long a replica may be silent before another may take its streams over. Shorter finds a dead
+        /// worker sooner and takes a slow one for dead. At least twice `streams.renew_every`.
+        lease: Duration = "30s", restart;
+        /// How often a replica says that it still runs its streams, and looks for those whose worker is dead.
+        renew_every: Duration = "10s", restart;
+        /// How long a producer may send neither part nor keepalive before it is taken for gone.
+        producer_silence: Duration = "60s", restart;
+    }
+
+    /// Several replicas on one PostgreSQL: what runs on one is followed live on the others.
+    relay: Relay {
+        /// Where other replicas fetch what streams that run here produce. An address that the other replicas
+        /// reach and nobody else has to; only they can sign the tickets that open it. Port 0 lets the system
+        /// choose. Off: turns that run here are seen elsewhere when they are committed, not part by part.
+        listen: OrOff<ListenAt> = "off", restart;
+        /// How other replicas reach `relay.listen`, like `http://10.0.0.7:7701` (or `https://…` where
+        /// something in front of it speaks TLS). By itself it is the address that is listened on, with this
+        /// machine's name where that is every address.
+        url: UrlOrAuto = "auto", restart;
+    }
+
     /// What agents say of themselves.
     metadata: Metadata {
         /// With this many changed keys they are written at once.
@@ -253,6 +276,15 @@ impl Config {
                 self.server.listen
             );
             found.push(("server.listen", text));
+        }
+        if let Some(ListenAt::Unix(_)) = self.relay.listen.on() {
+            let text =
+                "is a Unix socket, which other machines cannot reach: write an address and a port".to_owned();
+            found.push(("relay.listen", text));
+        }
+        if self.streams.lease < 2 * self.streams.renew_every {
+            let text = "is shorter than twice streams.renew_every: one slow renewal would end every turn";
+            found.push(("streams.lease", text.to_owned()));
         }
         if self.server.drain_window > self.server.shutdown_total {
             let text = "is longer than server.shutdown_total, of which it is a part".to_owned();

@@ -12,6 +12,7 @@ mod logger;
 mod notify;
 mod operations;
 mod parts;
+mod private;
 mod probe;
 pub mod river;
 mod signals;
@@ -34,6 +35,7 @@ use crate::{Code, Error, Result};
 use condition::Condition;
 use directory::Directory;
 use parts::Parts;
+use private::Private;
 use signals::Asked;
 
 /// How often the main thread looks whether a room has panicked.
@@ -176,6 +178,8 @@ pub struct Daemon {
     gate: Arc<Gate>,
     figures: Vec<Described>,
     doors: Running,
+    /// The door for other replicas, where there is one.
+    private: Option<Running>,
     sessions: Server,
     parts: Parts,
     pipes: Pipes,
@@ -197,7 +201,9 @@ impl Daemon {
         let mut metrics = Metrics::new();
         figures::of_the_process(&mut metrics, rt);
         figures::of_the_doors(&mut metrics, io.doors());
-        let parts = Parts::start(&crew, config, &directory, &mut metrics, &io.wire())?;
+        // Bound before the registry says where it is, opened when there is something behind it.
+        let private = Private::bind(config)?;
+        let parts = Parts::start(&crew, config, &directory, &mut metrics, &io.wire(), private.url())?;
         let trouble = parts.store_trouble.clone();
         condition.check_with(vec![Box::new(directory.has_room()), Box::new(move || trouble.lock().clone())]);
         let gate = Arc::new(gate(rt, config)?);
@@ -224,8 +230,13 @@ impl Daemon {
         let sessions = river::start(rt, gate.clone(), behind, &mut metrics)?;
         router.add(front::river::route("/river", sessions.doorbell().clone()));
 
+        let mut for_replicas = Router::new();
+        front::relay::relay_routes(&mut for_replicas, parts.streams.streams(), parts.replicas.replicas());
+        let private = private.open(rt, for_replicas)?;
+
         let figures = metrics.described();
-        operations::add_routes(&mut router, &condition, &gate, metrics.into_exposition());
+        let replicas = parts.replicas.replicas();
+        operations::add_routes(&mut router, &condition, &gate, replicas, metrics.into_exposition());
         let listener = listen(&config.server.listen)?;
         let limits = Limits { links: usize::try_from(links).unwrap_or(usize::MAX), ..Limits::default() };
         let doors = io.start(limits, vec![listener], Arc::new(router))?;
@@ -237,6 +248,7 @@ impl Daemon {
             gate,
             figures,
             doors,
+            private,
             sessions,
             parts,
             pipes,
@@ -279,6 +291,8 @@ impl Daemon {
         drop(self.doors);
         // Their peers are told why, within a second.
         drop(self.pipes);
+        // What runs here is handed back when the parts go; until then others still fetch from it.
+        drop(self.private);
         drop(self.parts);
         drop(self.directory);
     }

@@ -22,13 +22,17 @@ impl Replicas {
         if self.json {
             return say(answer.to_string());
         }
-        let mut table = Table::new(&["id", "hostname", "version", "relay", "updated", "error"]);
+        let mut table = Table::new(&["id", "state", "hostname", "version", "relay", "updated", "error"]);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         for row in answer["replicas"].as_array().into_iter().flatten() {
-            table.row(
-                ["id", "hostname", "version", "relay_url", "updated_at", "error"]
-                    .map(|name| text(&row[name])),
-            );
+            let state = match (row["stopped_at"].is_string(), row["alive"].as_bool()) {
+                (true, _) => "stopped",
+                (false, Some(false)) => "silent",
+                (false, _) => "alive",
+            };
+            let rest =
+                ["hostname", "version", "relay_url", "updated_at", "error"].map(|name| text(&row[name]));
+            table.row([text(&row["id"]), state.to_owned()].into_iter().chain(rest));
         }
         table.print()
     }

@@ -17,7 +17,8 @@ use crate::daemon::{self, Callbacks, Ended};
     towpath serve                                      on 127.0.0.1:7700, data in ./towpath-data\n  \
     towpath serve --data /var/lib/towpath --listen 127.0.0.1:0\n  \
     towpath serve --config /etc/towpath.toml\n  \
-    towpath serve --store postgres://me@db/towpath --listen 0.0.0.0:7700 --token-file tokens\n\n\
+    towpath serve --store postgres://me@db/towpath --listen 0.0.0.0:7700 --token-file tokens\n  \
+    towpath serve --store postgres://me@db/towpath --relay-listen 10.0.0.7:7701    one of several replicas\n\n\
     It prints one line, `listening on http://ADDRESS`, when it takes requests.\n\
     SIGTERM stops it (a second one at once), SIGHUP reads the configuration again,\n\
     SIGUSR1 writes what is going on into the log.\n\n\
@@ -31,6 +32,12 @@ pub(super) struct Serve {
     /// Where to listen: `127.0.0.1:7700`, port 0 for any, or `unix:/path` [server.listen]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
+    /// Where other replicas fetch what runs here [relay.listen]
+    #[arg(long, value_name = "ADDRESS")]
+    relay_listen: Option<String>,
+    /// How other replicas reach that [relay.url]
+    #[arg(long, value_name = "URL")]
+    relay_url: Option<String>,
     /// The data directory [store.data]
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
@@ -57,6 +64,8 @@ impl Serve {
         let allow = (!self.allow.is_empty()).then(|| self.allow.join(","));
         let flags = [
             ("--listen", "server.listen", self.listen),
+            ("--relay-listen", "relay.listen", self.relay_listen),
+            ("--relay-url", "relay.url", self.relay_url),
             ("--data", "store.data", self.data),
             ("--store", "store.url", self.store),
             ("--token-file", "auth.token_file", self.token_file),

@@ -291,6 +291,38 @@ impl Setting for OrAuto {
     }
 }
 
+/// An address that others reach, or what towpath finds by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UrlOrAuto {
+    /// `"auto"`.
+    Auto,
+    /// This one.
+    At(String),
+}
+
+impl Setting for UrlOrAuto {
+    const KIND: &'static str = "an address like `http://10.0.0.7:7701`, or `\"auto\"`";
+    fn read(raw: &Raw) -> Result<UrlOrAuto, String> {
+        match raw.text() {
+            Some("auto") => Ok(UrlOrAuto::Auto),
+            Some(url)
+                if ["http://", "https://"]
+                    .iter()
+                    .any(|scheme| url.len() > scheme.len() && url.starts_with(scheme)) =>
+            {
+                Ok(UrlOrAuto::At(url.trim_end_matches('/').to_owned()))
+            }
+            _ => expected(raw, "an address like http://10.0.0.7:7701 (or \"auto\")"),
+        }
+    }
+    fn write(&self) -> String {
+        match self {
+            UrlOrAuto::Auto => quote("auto"),
+            UrlOrAuto::At(url) => quote(url),
+        }
+    }
+}
+
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAt {

@@ -3,17 +3,23 @@
 
 use std::sync::{Arc, OnceLock};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::condition::Condition;
+use crate::engine::replicas::{PeerSeen, Replicas};
 use crate::front::{Gate, Response, Route, Router, TICKET_LIFE};
 use crate::metrics::{self, Exposition};
+
+fn peer(peer: &PeerSeen) -> Value {
+    json!({ "id": peer.id, "hostname": peer.hostname, "relay_url": peer.relay_url, "error": peer.error })
+}
 
 /// Adds the routes. Called after all others, so that `/openapi.json` knows them.
 pub(super) fn add_routes(
     router: &mut Router,
     condition: &Arc<Condition>,
     gate: &Arc<Gate>,
+    replicas: &Replicas,
     exposition: Exposition,
 ) {
     let well = condition.clone();
@@ -24,16 +30,19 @@ pub(super) fn add_routes(
             reply.send(Response::json(status, &json!({ "healthy": reasons.is_empty(), "reasons": reasons })));
         },
     ));
-    let ready = condition.clone();
+    let (ready, peers) = (condition.clone(), replicas.clone());
     router.add(
         Route::get("/readyz").about("Whether the daemon can take work").open().answers(&[200, 503]).to(
             move |_, reply| {
                 let reasons = ready.hinders();
                 let status = if reasons.is_empty() { 200 } else { 503 };
-                reply.send(Response::json(
-                    status,
-                    &json!({ "ready": reasons.is_empty(), "reasons": reasons }),
-                ));
+                let mut told = json!({ "ready": reasons.is_empty(), "reasons": reasons });
+                // One that cannot be reached hinders nobody here; who wonders why parts are late sees it.
+                let seen: Vec<_> = peers.peers().iter().map(peer).collect();
+                if !seen.is_empty() {
+                    told["peers"] = seen.into();
+                }
+                reply.send(Response::json(status, &told));
             },
         ),
     );

@@ -14,7 +14,7 @@ use crate::engine::connections::{ConnectionOutside, ConnectionRooms, ConnectionS
 use crate::engine::lookups::Lookups;
 use crate::engine::metadata::{Metadata, MetadataOutside, MetadataRooms, MetadataSettings};
 use crate::engine::replicas::{ReplicasConfig, ReplicasEngine};
-use crate::engine::streams::{StreamsConfig, StreamsEngine};
+use crate::engine::streams::{Limits, RelayFigures, RelayWays, StreamsConfig, StreamsEngine};
 use crate::engine::worker::{Bounds, Crew, Worker};
 use crate::metrics::Metrics;
 use crate::rt::{Moment, Rt};
@@ -51,6 +51,7 @@ impl Parts {
         directory: &Directory,
         metrics: &mut Metrics,
         wire: &Arc<dyn Wire>,
+        relay_url: Option<String>,
     ) -> Result<Parts> {
         let rt = crew.rt();
         let stores = open_stores(rt, config, directory)?;
@@ -95,8 +96,17 @@ impl Parts {
             MetadataOutside { crew, stores: stores.clone(), bus: bus.clone(), lookups, metrics },
         )?;
         let me = rt.uuid_v7();
-        let replicas = ReplicasEngine::start(crew, this_replica(me), &*stores, &bus, Some(wire.clone()))?;
-        let streams = start_streams(crew, me, &stores, &bus, wire.doors())?;
+        let replicas =
+            ReplicasEngine::start(crew, this_replica(me, relay_url), &*stores, &bus, Some(wire.clone()))?;
+        let figures = RelayFigures::describe(metrics);
+        // A store that only this process may use has no other replicas.
+        let relay = stores.is_shared().then(|| RelayWays {
+            wire: wire.clone(),
+            replicas: replicas.replicas().clone(),
+            figures,
+        });
+        let limits = stream_limits(config);
+        let streams = start_streams(crew, me, &stores, &bus, wire.doors(), relay, limits)?;
         let store_trouble = Found::default();
         let probe = Probe::new(stores.clone(), store_trouble.clone(), rt.now());
         let (probe, _) = Worker::spawn(crew, "probe", Bounds::of(1), |_| probe)?;
@@ -130,12 +140,21 @@ impl Parts {
 }
 
 /// This process, as its peers see it.
-fn this_replica(id: Uuid) -> ReplicasConfig {
+fn this_replica(id: Uuid, relay_url: Option<String>) -> ReplicasConfig {
     ReplicasConfig {
         id,
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        relay_url: None,
+        relay_url,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn stream_limits(config: &Config) -> Limits {
+    Limits {
+        lease: config.streams.lease,
+        renew_every: config.streams.renew_every,
+        producer_silence_max: config.streams.producer_silence,
+        ..Limits::default()
     }
 }
 
@@ -146,10 +165,14 @@ fn start_streams(
     stores: &Arc<dyn Stores>,
     bus: &Arc<dyn Bus>,
     doors: &Doors,
+    relay: Option<RelayWays>,
+    limits: Limits,
 ) -> Result<StreamsEngine> {
     let threads = crate::rt::parallelism();
     let config = StreamsConfig {
         doors: Some(doors.clone()),
+        relay,
+        limits,
         shards: threads,
         readers: 2 * threads,
         writers: threads,

@@ -12,8 +12,8 @@ use uuid::Uuid;
 use super::worker::{Bounds, Crew, Inbox, Refused, Room, Worker};
 use crate::bus::{Bus, BusEvent, Delivery, Notice, Topic};
 use crate::codec::ticket::{Checker, RelayKey, RelayTicket, TicketRefused};
-use crate::rt::{self, Cancel, Moment, Rt};
-use crate::state::replica::{FORGOTTEN_AFTER, PROBE_WAIT, Peers, SYNC_EVERY, is_alive};
+use crate::rt::{self, Cancel, Moment, Rt, Wall};
+use crate::state::replica::{ALIVE_FOR, FORGOTTEN_AFTER, PROBE_WAIT, Peers, SYNC_EVERY, is_alive};
 use crate::store::replicas::{RelayKey as StoredKey, ReplicaRead, ReplicaRow};
 use crate::store::{ReplicaStore, StoreError, Stores};
 use crate::wire::{Dial, Happened, LinkBatch, Outlet, Owner, Speak, Target, Wire};
@@ -38,6 +38,19 @@ pub struct ReplicasConfig {
     pub version: String,
 }
 
+/// Another replica, as this one sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSeen {
+    /// Which.
+    pub id: Uuid,
+    /// Its machine.
+    pub hostname: String,
+    /// Where its relay listens; none when it has none.
+    pub relay_url: Option<String>,
+    /// Why the last probe of its relay failed.
+    pub error: Option<String>,
+}
+
 /// What is known of the replicas. Cheap to clone.
 #[derive(Clone)]
 pub struct Replicas {
@@ -54,9 +67,17 @@ struct Shared {
 struct Known {
     rows: Vec<ReplicaRead>,
     urls: BTreeMap<Uuid, String>,
-    /// The one to sign with first.
-    keys: Vec<(Uuid, RelayKey, Checker)>,
+    /// The newest first.
+    keys: Vec<Key>,
     error: String,
+    failed: BTreeMap<Uuid, String>,
+}
+
+struct Key {
+    id: Uuid,
+    made: Wall,
+    signs: RelayKey,
+    checker: Checker,
 }
 
 impl fmt::Debug for Replicas {
@@ -81,6 +102,22 @@ impl Replicas {
         self.shared.known.lock().error.clone()
     }
 
+    /// The other replicas that are alive, and what keeps this one from reaching them.
+    pub fn peers(&self) -> Vec<PeerSeen> {
+        let known = self.shared.known.lock();
+        let alive = known
+            .rows
+            .iter()
+            .filter(|row| row.replica.id != self.shared.me && is_alive(row.age, row.stopped_at.is_some()));
+        let seen = alive.map(|row| PeerSeen {
+            id: row.replica.id,
+            hostname: row.replica.hostname.clone(),
+            relay_url: row.replica.relay_url.clone(),
+            error: known.failed.get(&row.replica.id).cloned(),
+        });
+        seen.collect()
+    }
+
     /// Where the relay of a replica listens, if it is alive.
     pub fn relay_url(&self, replica: Uuid) -> Option<String> {
         self.shared.known.lock().urls.get(&replica).cloned()
@@ -95,8 +132,12 @@ impl Replicas {
             from: self.shared.me,
             to,
         };
+        let now = self.shared.rt.wall();
         let known = self.shared.known.lock();
-        known.keys.first().map(|(_, key, _)| key.sign(&ticket))
+        // A key that was just made is not known everywhere yet; the one before it is.
+        let spread = |key: &&Key| key.made.as_micros() + ALIVE_FOR.as_micros() as i64 <= now.as_micros();
+        let key = known.keys.iter().find(spread).or(known.keys.last());
+        key.map(|key| key.signs.sign(&ticket))
     }
 
     /// Accepts a ticket for this replica, once.
@@ -107,8 +148,8 @@ impl Replicas {
         let now = self.shared.rt.wall();
         let mut known = self.shared.known.lock();
         let mut refused = TicketRefused::Forged;
-        for (_, _, checker) in &mut known.keys {
-            match checker.accept(ticket, now) {
+        for key in &mut known.keys {
+            match key.checker.accept(ticket, now) {
                 // Perhaps it was signed with an older key.
                 Err(TicketRefused::Forged) => {}
                 Err(why) => refused = why,
@@ -249,17 +290,19 @@ impl Registrar {
             // A key that is still good keeps what it remembers of tickets used.
             known.keys = keys
                 .into_iter()
-                .map(|key| match old.iter().position(|(of, _, _)| *of == key.id) {
+                .map(|key| match old.iter().position(|of| of.id == key.id) {
                     Some(at) => old.swap_remove(at),
                     None => {
                         let signs = RelayKey::new(key.secret);
-                        (key.id, signs.clone(), Checker::new(signs, id))
+                        let checker = Checker::new(signs.clone(), id);
+                        Key { id: key.id, made: key.created_at, signs, checker }
                     }
                 })
                 .collect();
             known.rows = rows;
             known.urls.clone_from(&urls);
             known.error.clone_from(&error);
+            known.failed.clone_from(self.peers.failed());
         }
         if self.syncs == 1 || error != self.told {
             self.told = error;

@@ -30,7 +30,11 @@ use crate::wire::{Doors, LinkHandle, Outlet};
 use super::reader::Pool;
 use super::worker::{Bounds, Crew, Refused, Worker};
 
+mod carried;
+mod courier;
+mod errand;
 pub mod event;
+mod figures;
 mod follow;
 mod follower;
 mod keeper;
@@ -39,13 +43,18 @@ mod turn;
 mod view;
 mod writes;
 
+pub use carried::CarriedHere;
+pub use courier::ERRANDS_PATH;
 pub use event::{Ended, Event, Hello, Reset, What};
+pub use figures::RelayFigures;
 pub use follow::{Follow, FollowOptions};
 pub use follower::{FollowerId, Format, QUEUE_BYTES_MAX, QUEUE_WAIT_MAX, Since};
 pub use room::{Accepted, Alive, RELAY_MESSAGE_MAX, RELAY_PATH, RELAY_TICKET, RelayWays, Then, TurnRead};
 pub use turn::TurnHandle;
 pub use writes::Written;
 
+use courier::Courier;
+use errand::Errand;
 use follower::Tap;
 use keeper::Keeper;
 use room::{
@@ -162,6 +171,8 @@ pub enum StreamError {
     BadJson(String),
     /// It contradicts what was before.
     Conflict(&'static str),
+    /// The replica that runs the turn cannot be reached; whether it did what was asked is not known.
+    Unreachable,
     /// The store could not be asked.
     Store(StoreError),
     /// There is more to do than can be done.
@@ -192,6 +203,7 @@ impl StreamError {
             StreamError::BadName(_) => "reserved_name",
             StreamError::BadJson(_) => "bad_json",
             StreamError::Conflict(_) => "conflict",
+            StreamError::Unreachable => "worker_unreachable",
             StreamError::Store(error) if error.code == "full" => "full",
             StreamError::Store(_) => "store_unavailable",
             StreamError::Full => "full",
@@ -231,6 +243,10 @@ impl fmt::Display for StreamError {
             StreamError::BadName(why) => write!(f, "not a name for a stream: {why}"),
             StreamError::BadJson(why) => write!(f, "not JSON: {why}"),
             StreamError::Conflict(what) => f.write_str(what),
+            StreamError::Unreachable => f.write_str(
+                "the replica that runs the turn cannot be reached: try again, with the same part number or \
+                 Idempotency-Key, since it may have been done",
+            ),
             StreamError::Store(error) => write!(f, "the store: {error}"),
             StreamError::Full => f.write_str("too much to do at the moment; try again"),
             StreamError::Stopped => f.write_str("the engine has stopped"),
@@ -263,6 +279,7 @@ impl From<StreamError> for Error {
             | StreamError::BadName(_)
             | StreamError::BadJson(_) => Code::BadRequest,
             StreamError::Store(store) => return Error::from(store.clone()).while_("streams"),
+            StreamError::Unreachable => Code::TimedOut,
             StreamError::Stopped => Code::Stopped,
         };
         Error::new(code, error.to_string())
@@ -350,6 +367,8 @@ pub struct StreamsEngine {
     // Dropped in this order: rooms first, then who renews their leases (it hands back what still runs), then
     // those who read and write for both.
     rooms: Vec<Worker>,
+    /// Where there are other replicas.
+    courier: Option<Worker>,
     keeper: Option<Worker>,
     pools: Vec<Worker>,
     streams: Streams,
@@ -359,6 +378,7 @@ impl Drop for StreamsEngine {
     fn drop(&mut self) {
         self.streams.shared.stopped.store(true, Ordering::Release);
         self.rooms.clear();
+        self.courier = None;
         self.keeper = None;
         self.pools.clear();
     }
@@ -435,6 +455,16 @@ impl StreamsEngine {
 
         let names = Arc::new(Names(rt::Lock::new(HashMap::with_hasher(rt.hasher()))));
         let desk = |shards| Desk { rt: rt.clone(), writers: writers.clone(), bus: bus.clone(), shards };
+        let (courier, carries) = match relay.clone() {
+            None => (None, None),
+            Some(ways) => {
+                let bounds = Bounds::of(ROOM_INBOX);
+                let (worker, inbox) = Worker::spawn(crew, "courier", bounds, |inbox| {
+                    Courier::new(rt, replica, readers.clone(), ways, numbers.clone(), inbox.clone())
+                })?;
+                (Some(worker), Some(inbox))
+            }
+        };
         let mut rooms = Vec::new();
         let mut inboxes = Vec::new();
         let mut flags = Vec::new();
@@ -455,6 +485,7 @@ impl StreamsEngine {
                     names: names.clone(),
                     numbers: numbers.clone(),
                     relay: relay.clone(),
+                    courier: carries.clone(),
                 };
                 StreamsRoom::new(around, inbox.clone())
             })?;
@@ -484,7 +515,7 @@ impl StreamsEngine {
             names,
         };
         let streams = Streams { shared: Arc::new(shared) };
-        Ok(StreamsEngine { rooms, keeper: Some(keeper), pools, streams })
+        Ok(StreamsEngine { rooms, courier, keeper: Some(keeper), pools, streams })
     }
 
     /// The way to the streams.
@@ -513,6 +544,7 @@ fn subscribe(bus: &dyn Bus, shards: &Shards, flags: Vec<Arc<AtomicBool>>, names:
                 }
             }
             BusEvent::Notice(_) => {}
+            BusEvent::Dropped if crate::planted!("no new read after a drop marker") => {}
             BusEvent::Dropped => (0..shards.0.len()).for_each(|at| {
                 lose(at);
                 // Full: it will be awake in a moment by itself.
@@ -898,7 +930,7 @@ impl Streams {
         parts: Vec<Arc<str>>,
         then: Then<Accepted>,
     ) {
-        self.or_tell(stream, |then| Message::Parts(Parts { stream, fence, first, parts, then }), then);
+        self.or_tell(stream, |then| Errand::Parts(Parts { stream, fence, first, parts, then }), then);
     }
 
     /// Writes a turn's message, which stands for its parts so far.
@@ -913,40 +945,59 @@ impl Streams {
         if let Err(error) = self.check_size(&draft) {
             return then(Err(error));
         }
-        self.or_tell(stream, |then| Message::Commit(Commit { stream, fence, draft, key, then }), then);
+        self.or_tell(stream, |then| Errand::Commit(Commit { stream, fence, draft, key, then }), then);
     }
 
     /// Ends a turn.
     pub fn end_then(&self, stream: Uuid, fence: Fence, end: crate::store::streams::End, then: Then<()>) {
-        self.or_tell(stream, |then| Message::End(Ending { stream, fence, end, then }), then);
+        self.or_tell(stream, |then| Errand::End(Ending { stream, fence, end, then }), then);
     }
 
     /// Says that a producer is alive.
     pub fn keepalive_then(&self, stream: Uuid, fence: Fence, then: Then<Alive>) {
-        self.or_tell(stream, |then| Message::Keepalive(Keepalive { stream, fence, then }), then);
+        self.or_tell(stream, |then| Errand::Keepalive(Keepalive { stream, fence, then }), then);
     }
 
     /// Reads the parts of a turn after number `after`, and waits for some if `wait` is set and the turn has
     /// not ended.
     pub fn read_turn_then(&self, stream: Uuid, turn: u32, after: u32, wait: bool, then: Then<TurnRead>) {
-        self.or_tell(stream, |then| Message::ReadTurn(ReadTurn { stream, turn, after, wait, then }), then);
+        self.or_tell(stream, |then| Errand::ReadTurn(ReadTurn { stream, turn, after, wait, then }), then);
     }
 
-    /// Gives the token that is cancelled when a turn that runs here is asked to stop.
+    /// The number of the last part of a turn that is here, wherever it runs.
+    pub fn last_part_then(&self, stream: Uuid, turn: u32, then: Then<u32>) {
+        let after = u32::MAX;
+        let read = Box::new(|read: Result<TurnRead, StreamError>| then(read.map(|read| read.last)));
+        let ask = |then| Errand::ReadTurn(ReadTurn { stream, turn, after, wait: false, then });
+        self.or_tell_from(stream, true, ask, read);
+    }
+
+    /// Gives the token that is cancelled when a turn is asked to stop.
     pub fn cancel_of_then(&self, stream: Uuid, fence: Fence, then: Then<rt::Cancel>) {
-        self.or_tell(stream, |then| Message::CancelOf(CancelOf { stream, fence, then }), then);
+        self.or_tell(stream, |then| Errand::CancelOf(CancelOf { stream, fence, then }), then);
     }
 
     /// Hands a question to a room. A room that is full answers nothing, so this does.
-    fn or_tell<T: Send + 'static>(&self, stream: Uuid, ask: impl FnOnce(Then<T>) -> Message, then: Then<T>) {
+    fn or_tell<T: Send + 'static>(&self, stream: Uuid, ask: impl FnOnce(Then<T>) -> Errand, then: Then<T>) {
+        self.or_tell_from(stream, false, ask, then);
+    }
+
+    fn or_tell_from<T: Send + 'static>(
+        &self,
+        stream: Uuid,
+        stays: bool,
+        ask: impl FnOnce(Then<T>) -> Errand,
+        then: Then<T>,
+    ) {
         let slot = Arc::new(rt::Lock::new(Some(then)));
         let take = |slot: &rt::Lock<Option<Then<T>>>| slot.lock().take();
         let other = slot.clone();
-        let message = ask(Box::new(move |answer| {
+        let errand = ask(Box::new(move |answer| {
             if let Some(then) = take(&other) {
                 then(answer);
             }
         }));
+        let message = Message::Errand(errand, stays);
         if let Err(error) = self.to_room(stream, message)
             && let Some(then) = take(&slot)
         {

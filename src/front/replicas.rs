@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::streams::rfc3339;
 use super::{Role, Route};
 use crate::engine::replicas::Replicas;
+use crate::state::replica::is_alive;
 use crate::store::replicas::ReplicaRead;
 
 /// The routes of the registry.
@@ -32,6 +33,7 @@ fn row(read: &ReplicaRead) -> Value {
         "started_at": rfc3339(read.started_at),
         "updated_at": rfc3339(read.updated_at),
         "stopped_at": read.stopped_at.map(rfc3339),
+        "alive": is_alive(read.age, read.stopped_at.is_some()),
         "error": replica.error,
     })
 }

@@ -217,7 +217,7 @@ fn problem(error: &StreamError) -> Response {
         StreamError::QueueFull { .. } => 429,
         StreamError::TooLarge { .. } => 413,
         StreamError::BadName(_) | StreamError::BadJson(_) => 400,
-        StreamError::Store(_) | StreamError::Full | StreamError::Stopped => 503,
+        StreamError::Unreachable | StreamError::Store(_) | StreamError::Full | StreamError::Stopped => 503,
     };
     let response = Response::problem_with(status, error.code(), &error.to_string(), extra);
     if status == 503 { response.header("retry-after", "1") } else { response }
@@ -474,11 +474,10 @@ fn state(streams: &Streams, request: Request, reply: Reply) {
             };
             // How far the turn is, its room knows; one that runs elsewhere is as far as its last message.
             let (stream, turn) = (page.stream.id, page.stream.state.turn_no);
-            let then = move |read: Result<crate::engine::streams::TurnRead, StreamError>| {
-                let last = read.map_or(0, |read| read.last);
-                reply.json(200, &shape(&page.stream, &page.queue, last));
+            let then = move |last: Result<u32, StreamError>| {
+                reply.json(200, &shape(&page.stream, &page.queue, last.unwrap_or(0)));
             };
-            rooms.read_turn_then(stream, turn, u32::MAX, false, Box::new(then));
+            rooms.last_part_then(stream, turn, Box::new(then));
         }),
     );
 }
@@ -741,7 +740,7 @@ fn follow(streams: &Streams, stream: Uuid, since: Since, parts: bool, format: Fo
     let owner = Owner::new(&streams.outlet(stream), id);
     let link = match format {
         Format::Sse => reply.sse(Some(owner)),
-        Format::Ws => match reply.websocket(&["towpath.v1"], SAID_MAX, owner) {
+        Format::Ws => match reply.follower_websocket(&["towpath.v1"], SAID_MAX, owner) {
             Some(link) => link,
             None => return,
         },

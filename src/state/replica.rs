@@ -62,6 +62,11 @@ impl Peers {
         self.alive.get(&peer).map(String::as_str)
     }
 
+    /// Which peers the last probe did not reach, and why.
+    pub fn failed(&self) -> &BTreeMap<Uuid, String> {
+        &self.failed
+    }
+
     /// What to write to the own row: empty when every peer can be reached.
     pub fn error(&self) -> String {
         if self.failed.is_empty() {

@@ -34,13 +34,17 @@ mod fuzz;
 mod http_heads;
 mod process;
 mod readme;
+#[cfg(feature = "postgres")]
+mod replicas;
 mod sessions;
 mod sim_demo;
 mod sim_doubles;
 mod sim_harness;
 mod sim_net;
+mod sim_replicas;
 mod sim_sessions;
 mod sim_streams;
+mod slow_followers;
 mod soak;
 mod store_conformance;
 #[cfg(feature = "postgres")]

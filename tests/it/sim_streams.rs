@@ -60,7 +60,7 @@ impl World {
         let replicas = registry.replicas().clone();
         let config = StreamsConfig {
             doors: Some(wire.doors().clone()),
-            relay: Some(RelayWays { wire, replicas: replicas.clone() }),
+            relay: Some(RelayWays::new(wire, replicas.clone())),
             ..StreamsConfig::new(id, self.stores.clone(), self.bus.clone())
         };
         let engine = StreamsEngine::start(&crew, config)?;

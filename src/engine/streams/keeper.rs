@@ -100,10 +100,12 @@ impl Room for Keeper {
         for report in inbox.drain(..) {
             match report {
                 Report::Renewed(asked, Ok(held)) => {
-                    let held: Arc<[Held]> = held.into();
-                    for room in self.desk.shards.0.iter() {
+                    let shards = &self.desk.shards;
+                    for (n, room) in shards.0.iter().enumerate() {
+                        let of_it = held.iter().filter(|held| shards.index(held.stream) == n);
+                        let of_it: Arc<[Held]> = of_it.cloned().collect();
                         // Full: its turns hear of it the next time.
-                        drop(room.control(Message::Renewed(held.clone(), asked)));
+                        drop(room.control(Message::Renewed(of_it, asked)));
                     }
                 }
                 Report::Swept(Ok(SWEEP_MAX..)) => self.sweep(Sweep::Dead),

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::bus::StreamNotice;
 use crate::engine::reader::Pool;
-use crate::engine::worker::{Inbox, Room};
+use crate::engine::worker::{Inbox, Refused, Room};
 use crate::rt::{self, Cancel, Moment, Rt, Wall};
 use crate::state::stream::{Cursor, LeaseHash};
 use crate::state::turn::{PartRefused, Turn};
@@ -29,6 +29,8 @@ use crate::store::streams::{
 use crate::wire::{Doors, Group, Happened, LinkBatch, LinkHandle};
 
 use super::StreamError;
+use super::courier::Word;
+use super::errand::Errand;
 use super::event::{Ended, Event, Hello, Reset, What};
 use super::follower::{Follower, FollowerId, Format, Since, Step, Tap, Told};
 use super::view::{Brought, Greeted, Stage, View};
@@ -61,18 +63,8 @@ pub(super) enum Message {
     LinkGone(FollowerId),
     /// A claim of this replica was written.
     Begin(Begin),
-    /// Parts of a turn that runs here.
-    Parts(Parts),
-    /// A message of a turn that runs here.
-    Commit(Commit),
-    /// The end of a turn that runs here.
-    End(Ending),
-    /// Its producer is alive.
-    Keepalive(Keepalive),
-    /// Somebody wants to read a turn.
-    ReadTurn(ReadTurn),
-    /// Somebody wants to hear when a turn is asked to stop.
-    CancelOf(CancelOf),
+    /// Something asked of a turn, and whether it has to stay here if the turn does not run here.
+    Errand(Errand, bool),
     /// Something was written by this replica.
     Written(Change, Option<MessageRow>),
     /// A stream is gone.
@@ -324,6 +316,8 @@ pub(super) struct Surroundings {
     pub numbers: Arc<AtomicU64>,
     /// None where there are no other replicas.
     pub relay: Option<RelayWays>,
+    /// Who carries what is asked of turns that run there.
+    pub courier: Option<Inbox<Word>>,
 }
 
 /// One shard.
@@ -338,6 +332,8 @@ pub(super) struct StreamsRoom {
     polling: bool,
     events: Vec<Event>,
     parts_bytes: usize,
+    /// Turns that the store says run here and that nobody here has: which, and since when that is seen.
+    orphans: HashMap<Uuid, (u32, Moment), rt::Hasher>,
     relays: Relays,
 }
 
@@ -354,6 +350,7 @@ impl StreamsRoom {
             polling: false,
             events: Vec::new(),
             parts_bytes: 0,
+            orphans: HashMap::with_hasher(around.rt.hasher()),
             relays: Relays::new(&around.rt, around.relay.clone()),
             around,
         }
@@ -370,13 +367,8 @@ impl StreamsRoom {
             Message::Drained(id) => self.drained(now, id),
             Message::Passed(id) => self.passed(id),
             Message::LinkGone(id) => self.link_gone(id),
-            Message::CancelOf(asked) => self.cancel_of(asked),
             Message::Begin(begin) => self.begin(now, begin),
-            Message::Parts(parts) => self.parts(now, parts),
-            Message::Commit(commit) => self.commit(now, commit),
-            Message::End(ending) => self.end_turn(now, ending),
-            Message::Keepalive(keepalive) => self.keepalive(now, keepalive),
-            Message::ReadTurn(read) => self.read_turn(read),
+            Message::Errand(errand, stays) => self.errand(now, errand, stays),
             Message::Written(change, message) => self.written(change, message),
             Message::Deleted(stream, ended) => self.close_stream(stream, ended),
             Message::LookAgain(stream) => self.look_again(stream),
@@ -542,10 +534,12 @@ impl StreamsRoom {
     fn drain(&mut self, now: Moment) {
         let ts = self.ts();
         for follower in self.followers.values_mut() {
-            let Some(view) = self.streams.get(&follower.stream).and_then(|entry| entry.view.as_ref()) else {
-                continue;
-            };
-            let event = Event { token: view.token(follower.cursor), ts, what: What::Drain };
+            let Some(entry) = self.streams.get(&follower.stream) else { continue };
+            let Some(view) = &entry.view else { continue };
+            // One that has joined the others stands where they do: it comes back with this token.
+            let crowd = if follower.parts { &entry.with_parts } else { &entry.without };
+            let cursor = if follower.joined { crowd.cursor } else { follower.cursor };
+            let event = Event { token: view.token(cursor), ts, what: What::Drain };
             follower.tell(now, &[event], &view.row.name, false);
         }
     }
@@ -571,6 +565,50 @@ impl StreamsRoom {
             older.cancel.cancel();
         }
         self.written(change, None);
+    }
+
+    /// Something is asked of a turn: by its producer or its readers, here or through another replica.
+    fn errand(&mut self, now: Moment, errand: Errand, stays: bool) {
+        if !self.is_for_here(&errand) {
+            return self.elsewhere(errand, stays);
+        }
+        match errand {
+            Errand::Parts(parts) => self.parts(now, parts),
+            Errand::Commit(commit) => self.commit(now, commit),
+            Errand::End(ending) => self.end_turn(now, ending),
+            Errand::Keepalive(keepalive) => self.keepalive(now, keepalive),
+            Errand::ReadTurn(read) => self.read_turn(read),
+            Errand::CancelOf(asked) => self.cancel_of(asked),
+        }
+    }
+
+    fn is_for_here(&mut self, errand: &Errand) -> bool {
+        let Some(entry) = self.streams.get_mut(&errand.stream()) else { return false };
+        match errand {
+            // What was folded before this replica began to mirror a turn is with its worker only.
+            Errand::ReadTurn(read) => {
+                let mirrored = entry.mirror.is_some();
+                entry.turn(read.turn).is_some_and(|turn| !(mirrored && turn.after(read.after).evicted))
+            }
+            _ => errand.fence().is_some_and(|fence| entry.holds(fence).is_some()),
+        }
+    }
+
+    /// What does not run here may run on another replica.
+    fn elsewhere(&self, errand: Errand, stays: bool) {
+        let courier = match &self.around.courier {
+            Some(courier) if !stays => courier,
+            _ => {
+                let error = errand.not_here();
+                return errand.refuse(error);
+            }
+        };
+        match courier.try_data(Word::Carry(errand)) {
+            Ok(()) => {}
+            Err(Refused::Full(Word::Carry(errand))) => errand.refuse(StreamError::Full),
+            Err(Refused::Ended(Word::Carry(errand))) => errand.refuse(StreamError::Stopped),
+            Err(_) => unreachable!("what comes back is what was sent"),
+        }
     }
 
     fn parts(&mut self, now: Moment, parts: Parts) {
@@ -699,7 +737,30 @@ impl StreamsRoom {
         (asked.then)(held.map(|held| held.cancel.clone()).ok_or(StreamError::NotHere));
     }
 
+    /// Claims that were written and whose answer was lost: their leases are renewed with all the others, and
+    /// nobody has them. Whoever claimed may ask again under the same key; after as long as a producer may be
+    /// silent they are ended like one that went silent.
+    fn end_orphans(&mut self, held: &[Held], asked: Moment) {
+        let silence_max = self.around.limits.producer_silence_max;
+        let is_orphan = |held: &&Held| {
+            let mine = self.streams.get(&held.stream).and_then(|entry| entry.held.as_ref());
+            mine.is_none_or(|mine| mine.turn < held.turn)
+        };
+        let found: Vec<(Uuid, u32)> =
+            held.iter().filter(is_orphan).map(|held| (held.stream, held.turn)).collect();
+        self.orphans.retain(|stream, (turn, _)| found.contains(&(*stream, *turn)));
+        for (stream, turn) in found {
+            let (_, since) = *self.orphans.entry(stream).or_insert((turn, asked));
+            if since + silence_max <= asked {
+                crate::mark!(orphaned_turn_ended);
+                log::warn!("turn that nobody has is ended stream={stream} turn={turn}");
+                self.around.desk.end_orphan(stream, turn, self.around.replica);
+            }
+        }
+    }
+
     fn renewed(&mut self, held: &[Held], asked: Moment) {
+        self.end_orphans(held, asked);
         let streams: Vec<Uuid> = self.streams.keys().copied().collect();
         for stream in streams {
             let Some(entry) = self.streams.get_mut(&stream) else { continue };
@@ -1310,7 +1371,7 @@ fn join(
 /// Brings an answer home. Its place in the inbox is reserved: there is at most one for each question.
 fn answered(inbox: &Inbox<Message>, message: Message) {
     // Ended: nobody waits for it any more.
-    if let Err(crate::engine::worker::Refused::Full(_)) = inbox.control(message) {
+    if let Err(Refused::Full(_)) = inbox.control(message) {
         log::error!("the streams room has no place for the answer to its own question");
     }
 }

@@ -14,8 +14,8 @@ use crate::engine::worker::{Inbox, Refused};
 use crate::rt::Rt;
 use crate::state::stream::Cursor;
 use crate::store::streams::{
-    Address, Append, Appended, Change, Committed, Dequeued, Draft, Edited, End, Fence, Finished, Interrupted,
-    MessageRow, Queued,
+    Address, Append, Appended, Change, Committed, Dequeued, Draft, Edited, End, Fence, Finished, Found,
+    Interrupted, MessageRow, Queued,
 };
 use crate::store::{StoreError, StreamStore};
 
@@ -87,6 +87,9 @@ impl Desk {
     /// Lets everybody know, here first.
     pub(super) fn announce(&self, change: &Change, message: Option<MessageRow>) {
         self.shards.tell(change.stream, Message::Written(change.clone(), message));
+        if crate::planted!("notice before the commit") {
+            return;
+        }
         self.bus.publish(Notice::Stream(StreamNotice {
             stream: change.stream,
             pos: change.state.pos,
@@ -95,6 +98,13 @@ impl Desk {
             turn: change.state.turn_no,
             deleted: false,
         }));
+    }
+
+    /// Makes every replica look at a stream, whatever it may find.
+    fn hint(&self, stream: Uuid, pos: u64) {
+        let notice =
+            StreamNotice { stream, pos, generation: u32::MAX, worker: None, turn: 0, deleted: false };
+        self.bus.publish(Notice::Stream(notice));
     }
 
     /// Lets everybody know that a stream is gone.
@@ -113,6 +123,11 @@ impl Desk {
     /// Appends.
     pub(super) fn append(&self, at: Address, append: Append, then: Then<Written>) {
         let key = key_of(&at);
+        if crate::planted!("notice before the commit")
+            && let Address::Id(stream) = at
+        {
+            self.hint(stream, u64::MAX);
+        }
         let single = match append.messages.as_slice() {
             [draft] => Some(draft.clone()),
             _ => None,
@@ -291,6 +306,32 @@ impl Desk {
             },
             then,
         );
+    }
+
+    /// Ends a turn that this replica has according to the store, and whose producer never heard of it.
+    pub(super) fn end_orphan(&self, stream: Uuid, turn: u32, worker: Uuid) {
+        let at = Address::Id(stream);
+        let end = move |store: &mut dyn StreamStore| {
+            let Found::Here(row) = store.get(&at)? else { return Ok(None) };
+            let is_it = row.state.turn_no == turn;
+            let run = row.state.status.run().filter(|run| is_it && run.worker == worker);
+            match run.map(|run| Fence { turn, lease: run.lease }) {
+                Some(fence) => store.finish(&at, fence, &End::Lost).map(Some),
+                None => Ok(None),
+            }
+        };
+        let told = |desk: &Desk, ended| {
+            if let Some(Finished::Done(change)) = ended {
+                desk.announce(&change, None);
+            }
+            Ok(())
+        };
+        let then = Box::new(move |done: Result<(), StreamError>| {
+            if let Err(error) = done {
+                log::warn!("turn that nobody has was not ended stream={stream} error={error}");
+            }
+        });
+        self.ask(key_of(&Address::Id(stream)), end, told, then);
     }
 
     /// The room does not know what the store knows.

@@ -239,7 +239,11 @@ impl Feed {
                 Ok(accepted) => {
                     body.accepted += accepted.accepted;
                     body.last = body.last.max(accepted.last);
-                    if body.ended && body.out == 0 { body.answer(accepted.interrupted) } else { (None, None) }
+                    if accepted.interrupted || (body.ended && body.out == 0) {
+                        body.answer(accepted.interrupted)
+                    } else {
+                        (None, None)
+                    }
                 }
                 Err(StreamError::Part { why, accepted, last }) => {
                     body.accepted += accepted;

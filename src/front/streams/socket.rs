@@ -63,7 +63,7 @@ pub(super) fn open(streams: &Streams, request: Request, reply: Reply) {
         hears.hear(batch);
         Ok(())
     });
-    let link = reply.websocket(&["towpath.v1"], socket.message_max, Owner::new(&outlet, 0));
+    let link = reply.follower_websocket(&["towpath.v1"], socket.message_max, Owner::new(&outlet, 0));
     socket.state.lock().link = link;
 }
 

@@ -1,8 +1,9 @@
 //! Relays: the parts of streams that other replicas run brought here, and those that run here sent there.
 //!
 //! Both ends speak JSON over a WebSocket on the replicas' own listener, one link for each (stream, worker):
-//! `{"ask":[turn,after]}` and `{"beat":null}` go to the worker; `{"part":[turn,n,…]}`,
-//! `{"evicted":[turn,first]}`, `{"ended":[turn,last]}`, `{"elsewhere":null}` and `{"beat":null}` come from it.
+//! `{"ask":[turn,after]}` and `{"beat":moment}` go to the worker; `{"part":[turn,n,…]}`,
+//! `{"evicted":[turn,first]}`, `{"ended":[turn,last]}`, `{"elsewhere":null}` and `{"beat":…}` come from it, the
+//! last with the moment it answers, or null when it comes by itself.
 //! Who dials and what counts is decided by [`Relay`]; this carries it out.
 
 use std::collections::HashMap;
@@ -16,10 +17,11 @@ use uuid::Uuid;
 use super::{Entry, Message, StreamsRoom};
 use crate::engine::replicas::Replicas;
 use crate::engine::streams::event::{Event, What};
+use crate::engine::streams::figures::RelayFigures;
 use crate::engine::streams::follower::FollowerId;
 use crate::engine::worker::Refused;
 use crate::rt::{self, Cancel, Moment, Op, Rand};
-use crate::state::relay::{Action, Input, Relay, SILENCE_MAX, Want};
+use crate::state::relay::{Action, Input, Link, Relay, SILENCE_MAX, Source, Want};
 use crate::state::turn::{GRACE, Turn};
 use crate::wire::{Dial, Frame, Happened, LinkEvent, LinkHandle, Outlet, Owner, Speak, Target, Wire};
 
@@ -41,17 +43,37 @@ pub struct RelayWays {
     pub wire: Arc<dyn Wire>,
     /// Who they are.
     pub replicas: Replicas,
+    /// What is counted.
+    pub figures: RelayFigures,
+}
+
+impl RelayWays {
+    /// Ways whose figures are shown nowhere.
+    pub fn new(wire: Arc<dyn Wire>, replicas: Replicas) -> RelayWays {
+        RelayWays { wire, replicas, figures: RelayFigures::default() }
+    }
 }
 
 /// The relays of one shard.
 pub(super) struct Relays {
     ways: Option<RelayWays>,
     rand: Rand,
-    /// Which stream and dial a tag of a link stands for.
-    dials: HashMap<u64, (Uuid, u64), rt::Hasher>,
+    figures: RelayFigures,
+    /// What a tag of a link stands for. It stays until the dial has answered and its link is closed.
+    dials: HashMap<u64, Dialed, rt::Hasher>,
     /// Which stream a tag of a link stands for that another replica opened.
     serves: HashMap<u64, Uuid, rt::Hasher>,
     beat_at: Moment,
+}
+
+/// One dial, out or open.
+struct Dialed {
+    stream: Uuid,
+    dial: u64,
+    source: Source,
+    /// Nobody waits for it any more: a link that it brings is closed. Dials of one stream are numbered anew
+    /// when it was not relayed for a while, so that the number alone does not tell.
+    given_up: bool,
 }
 
 /// The link that brings a stream's parts here.
@@ -79,7 +101,7 @@ pub(super) struct Served {
 #[serde(rename_all = "lowercase")]
 enum FromFollower {
     Ask(u32, u32),
-    Beat(()),
+    Beat(Option<u64>),
 }
 
 #[derive(Deserialize)]
@@ -89,13 +111,23 @@ enum FromWorker {
     Evicted(u32, u32),
     Ended(u32, u32),
     Elsewhere(()),
-    Beat(()),
+    Beat(Option<u64>),
+}
+
+/// A sign of life. With a moment it is answered with the same moment.
+fn beat(sent: Option<u64>) -> Frame {
+    match sent {
+        Some(sent) => Frame::text(&format!(r#"{{"beat":{sent}}}"#)),
+        None => Frame::text(r#"{"beat":null}"#),
+    }
 }
 
 impl Relays {
     pub(super) fn new(rt: &rt::Rt, ways: Option<RelayWays>) -> Relays {
+        let figures = ways.as_ref().map(|ways| ways.figures.clone()).unwrap_or_default();
         Relays {
             ways,
+            figures,
             rand: rt.rand("relay"),
             dials: HashMap::with_hasher(rt.hasher()),
             serves: HashMap::with_hasher(rt.hasher()),
@@ -122,35 +154,57 @@ impl Mirror {
 impl StreamsRoom {
     /// What a link of a relay says.
     pub(super) fn relay_event(&mut self, now: Moment, event: LinkEvent) {
-        if let Some(&(stream, dial)) = self.relays.dials.get(&event.tag) {
-            self.dial_event(now, stream, dial, event);
+        if self.relays.dials.contains_key(&event.tag) {
+            self.dial_event(now, event);
         } else if let Some(&stream) = self.relays.serves.get(&event.tag) {
             self.served_event(now, stream, event);
         } else if let Happened::Opened(link, _) = event.what {
-            // A dial that was given up has answered all the same.
+            debug_assert!(false, "a dial is known until it has answered");
             link.close(crate::wire::websocket::close::ABNORMAL, "stale");
         }
     }
 
-    fn dial_event(&mut self, now: Moment, stream: Uuid, dial: u64, event: LinkEvent) {
+    /// What becomes of a dial that was given up: in one place, and once.
+    fn stale_event(&mut self, event: LinkEvent) {
+        let Some(dialed) = self.relays.dials.get(&event.tag) else { return };
+        match event.what {
+            Happened::Opened(link, _) => {
+                crate::mark!(relay_stale_dial_dropped);
+                self.relays.figures.dialed(dialed.source, "stale");
+                link.close(crate::wire::websocket::close::ABNORMAL, "stale");
+            }
+            Happened::Refused(_) => {
+                self.relays.figures.dialed(dialed.source, "cancelled");
+                self.relays.dials.remove(&event.tag);
+            }
+            Happened::Closed(_) => _ = self.relays.dials.remove(&event.tag),
+            _ => {}
+        }
+    }
+
+    fn dial_event(&mut self, now: Moment, event: LinkEvent) {
         let tag = event.tag;
+        let Some(&Dialed { stream, dial, source, given_up }) = self.relays.dials.get(&tag) else { return };
+        if given_up && !crate::planted!("stale relay dial accepted") {
+            return self.stale_event(event);
+        }
         let input = match event.what {
             Happened::Opened(link, _) => {
-                if let Some(mirror) = self.mirror(stream)
-                    && mirror.dial.as_ref().is_some_and(|(newest, _)| *newest == tag)
-                {
+                self.relays.figures.dialed(source, "success");
+                self.relays.figures.links.inc();
+                if let Some(mirror) = self.mirror(stream) {
                     mirror.link = Some(link);
-                } else {
-                    link.close(crate::wire::websocket::close::ABNORMAL, "stale");
                 }
                 Input::Dialed { dial, ok: true }
             }
             Happened::Refused(why) => {
                 log::info!("relay dial failed stream={stream} reason={why}");
+                self.relays.figures.dialed(source, "error");
                 self.relays.dials.remove(&tag);
                 Input::Dialed { dial, ok: false }
             }
             Happened::Closed(_) => {
+                self.relays.figures.closed(None);
                 self.relays.dials.remove(&tag);
                 Input::Closed { dial }
             }
@@ -158,7 +212,12 @@ impl StreamsRoom {
                 Ok(FromWorker::Part(turn, n, part)) => Input::Part { dial, turn, n, part: part.get().into() },
                 Ok(FromWorker::Evicted(turn, first)) => Input::Evicted { dial, turn, first },
                 Ok(FromWorker::Ended(turn, last)) => Input::Ended { dial, turn, last },
-                Ok(FromWorker::Beat(_)) => Input::Beat { dial },
+                Ok(FromWorker::Beat(sent)) => {
+                    if let Some(sent) = sent {
+                        self.relays.figures.round_trip.observe(now.since(Moment(sent)).as_secs_f64());
+                    }
+                    Input::Beat { dial }
+                }
                 Ok(FromWorker::Elsewhere(_)) => Input::Closed { dial },
                 Err(error) => {
                     log::warn!("relay link speaks oddly stream={stream} error={error}");
@@ -173,8 +232,23 @@ impl StreamsRoom {
         };
         let closes = matches!(input, Input::Closed { .. });
         self.relay_step(now, stream, input);
-        if closes && let Some(mirror) = self.mirror(stream) {
-            mirror.hang_up(tag);
+        if closes {
+            self.hang_up(stream, tag);
+        }
+    }
+
+    /// Gives up a dial, or closes the link it brought.
+    fn hang_up(&mut self, stream: Uuid, tag: u64) {
+        if let Some(dialed) = self.relays.dials.get_mut(&tag) {
+            dialed.given_up = true;
+        }
+        let Some(mirror) = self.mirror(stream) else { return };
+        let Some((_, cancel)) = mirror.dial.take_if(|(newest, _)| *newest == tag) else { return };
+        let link = mirror.link.take();
+        cancel.cancel();
+        if let Some(link) = link {
+            self.relays.figures.links.dec();
+            link.close(crate::wire::websocket::close::AWAY, "over");
         }
     }
 
@@ -189,7 +263,16 @@ impl StreamsRoom {
             return;
         }
         let Some(entry) = self.streams.get_mut(&stream) else { return };
-        let Some(view) = &entry.view else { return };
+        let Some(view) = &entry.view else {
+            // Deleted, with its followers told: whatever is still being brought is for nobody.
+            if entry.followers.is_empty() && entry.mirror.is_some() {
+                self.relay_step(now, stream, Input::Unwanted);
+                if let Some(entry) = self.streams.get_mut(&stream) {
+                    entry.mirror = None;
+                }
+            }
+            return;
+        };
         let state = &view.row.state;
         let wanted_here = entry.followers.iter().any(|id| self.followers[id].parts)
             || entry.readers.iter().any(|read| read.turn == state.turn_no);
@@ -235,6 +318,7 @@ impl StreamsRoom {
             return;
         }
         let Some(view) = entry.view.as_ref().filter(|_| well) else {
+            self.relays.figures.checked("failed");
             return self.relay_step(now, stream, Input::Unchecked);
         };
         let state = &view.row.state;
@@ -243,6 +327,7 @@ impl StreamsRoom {
             let after = entry.turns.iter().find(|held| held.number() == turn).map_or(folded_to, Turn::last);
             Want { worker, turn, after: after.max(folded_to) }
         });
+        self.relays.figures.checked(if want.is_some() { "elsewhere" } else { "over" });
         self.relay_step(now, stream, Input::Checked(want));
     }
 
@@ -255,10 +340,36 @@ impl StreamsRoom {
     fn relay_step(&mut self, now: Moment, stream: Uuid, input: Input<Arc<str>>) {
         let draw = self.relays.rand.next_u64();
         let mut actions = Vec::new();
+        let what = match &input {
+            Input::Part { .. } => "part",
+            Input::Dialed { .. } => "dial_failed",
+            Input::Closed { .. } => "link_lost",
+            Input::Alarm => "silent",
+            Input::Unchecked => "check_failed",
+            _ => "other",
+        };
         let Some(mirror) = self.mirror(stream) else { return };
+        let before = mirror.relay.link();
         mirror.relay.step(now, draw, input, &mut actions);
+        let after = mirror.relay.link();
+        let waits = matches!(after, Link::Waiting { .. });
+        let figures = &self.relays.figures;
+        match after {
+            Link::Waiting { until, .. } if after != before && until != Moment::NEVER => {
+                figures.reconnects(what)
+            }
+            _ => {}
+        }
+        if what == "part" {
+            if actions.is_empty() {
+                figures.duplicates.inc();
+            } else if actions.iter().any(|action| matches!(action, Action::Ask { .. })) {
+                figures.gaps_healed.inc();
+            }
+        }
         // What changes nothing asks for nothing: the same want is said again whenever the stream is looked at.
-        if !actions.is_empty() {
+        // A wait that has begun may do nothing now, and wants its alarm.
+        if !actions.is_empty() || (waits && after != before) {
             self.touched.push(stream);
         }
         for action in actions {
@@ -268,21 +379,24 @@ impl StreamsRoom {
 
     fn relay_act(&mut self, now: Moment, stream: Uuid, action: Action<Arc<str>>) {
         match action {
-            Action::Dial { dial, worker, .. } => self.relay_dial(now, stream, dial, worker),
+            Action::Dial { dial, worker, source } => self.relay_dial(now, stream, dial, worker, source),
             Action::Ask { turn, after, .. } => {
                 if let Some(link) = self.mirror(stream).and_then(|mirror| mirror.link.as_ref()) {
                     link.send(Frame::text(&format!(r#"{{"ask":[{turn},{after}]}}"#)));
                 }
             }
-            Action::Close { dial, .. } => {
-                let tag =
-                    self.relays.dials.iter().find(|(_, of)| **of == (stream, dial)).map(|(tag, _)| *tag);
-                if let (Some(tag), Some(mirror)) = (tag, self.mirror(stream)) {
-                    mirror.hang_up(tag);
-                    self.relays.dials.remove(&tag);
+            Action::Close { dial, why } => {
+                let is_it = |of: &Dialed| of.stream == stream && of.dial == dial && !of.given_up;
+                let tag = self.relays.dials.iter().find(|(_, of)| is_it(of)).map(|(tag, _)| *tag);
+                if let Some(tag) = tag {
+                    if self.mirror(stream).is_some_and(|mirror| mirror.link.is_some()) {
+                        self.relays.figures.closed(Some(why));
+                    }
+                    self.hang_up(stream, tag);
                 }
             }
             Action::Take { turn, n, part } => {
+                self.relays.figures.parts.inc();
                 let max = self.around.limits.turn_bytes_max;
                 if let Some(entry) = self.streams.get_mut(&stream)
                     && let Some(held) = entry.turn(turn)
@@ -295,6 +409,7 @@ impl StreamsRoom {
                     && let Some(held) = entry.turn(turn)
                 {
                     crate::mark!(relay_parts_evicted);
+                    self.relays.figures.gaps.inc();
                     held.skip_to(first);
                 }
             }
@@ -309,7 +424,7 @@ impl StreamsRoom {
         }
     }
 
-    fn relay_dial(&mut self, now: Moment, stream: Uuid, dial: u64, worker: Uuid) {
+    fn relay_dial(&mut self, now: Moment, stream: Uuid, dial: u64, worker: Uuid, source: Source) {
         let Some(ways) = self.relays.ways.clone() else { return };
         let rt = self.around.rt.clone();
         rt.point(Op::Dial, &["relay", "parts"]);
@@ -320,11 +435,16 @@ impl StreamsRoom {
         let (Some(target), Some(ticket)) = (target, ways.replicas.ticket(worker, stream)) else {
             // Not in the registry, or not yet: looked up again after a while.
             log::info!("relay has no address stream={stream} worker={worker}");
+            self.relays.figures.dialed(source, "no_address");
             return self.relay_step(now, stream, Input::Dialed { dial, ok: false });
         };
+        debug_assert!(
+            !self.relays.dials.values().any(|of| of.stream == stream && !of.given_up),
+            "the dial before was given up"
+        );
         let tag = self.next_tag();
         let cancel = rt.cancel_token();
-        self.relays.dials.insert(tag, (stream, dial));
+        self.relays.dials.insert(tag, Dialed { stream, dial, source, given_up: false });
         if let Some(mirror) = self.mirror(stream) {
             mirror.dial = Some((tag, cancel.clone()));
             mirror.link = None;
@@ -372,6 +492,7 @@ impl StreamsRoom {
         let entry = self.streams.entry(stream).or_default();
         entry.served.push(Served { tag, link, turn: 0, sent: 0, told_end: false, heard: now });
         self.relays.serves.insert(tag, stream);
+        self.relays.figures.serves.inc();
         self.look_again(stream);
     }
 
@@ -386,7 +507,8 @@ impl StreamsRoom {
                     (served.turn, served.sent, served.told_end) = (turn, after, false);
                     self.touched.push(stream);
                 }
-                Ok(FromFollower::Beat(_)) => {}
+                // Comes back as it is: whoever sent it knows what it is.
+                Ok(FromFollower::Beat(sent)) => served.link.send(beat(sent)),
                 Err(error) => {
                     log::warn!("relay peer speaks oddly stream={stream} error={error}");
                     self.unserve(stream, tag);
@@ -398,7 +520,9 @@ impl StreamsRoom {
     }
 
     fn unserve(&mut self, stream: Uuid, tag: u64) {
-        self.relays.serves.remove(&tag);
+        if self.relays.serves.remove(&tag).is_some() {
+            self.relays.figures.serves.dec();
+        }
         if let Some(entry) = self.streams.get_mut(&stream) {
             entry.served.retain(|served| {
                 if served.tag == tag {
@@ -458,11 +582,11 @@ impl StreamsRoom {
             return;
         }
         self.relays.beat_at = now + BEAT;
-        let beat = Frame::text(r#"{"beat":null}"#);
-        for (stream, _) in self.relays.dials.values() {
-            let link = self.streams.get(stream).and_then(|entry| entry.mirror.as_ref()?.link.as_ref());
-            if let Some(link) = link {
-                link.send(beat.clone());
+        let beats = beat(Some(now.0));
+        for dialed in self.relays.dials.values().filter(|dialed| !dialed.given_up) {
+            let entry = self.streams.get(&dialed.stream);
+            if let Some(link) = entry.and_then(|entry| entry.mirror.as_ref()?.link.as_ref()) {
+                link.send(beats.clone());
             }
         }
         let mut silent = Vec::new();
@@ -472,24 +596,12 @@ impl StreamsRoom {
                 if served.heard + SILENCE_MAX <= now {
                     silent.push((*stream, *tag));
                 } else {
-                    served.link.send(beat.clone());
+                    served.link.send(beat(None));
                 }
             }
         }
         for (stream, tag) in silent {
             self.unserve(stream, tag);
-        }
-    }
-}
-
-impl Mirror {
-    /// Gives up a dial, or closes the link it brought.
-    fn hang_up(&mut self, tag: u64) {
-        let Some((newest, cancel)) = self.dial.take_if(|(newest, _)| *newest == tag) else { return };
-        debug_assert_eq!(newest, tag);
-        cancel.cancel();
-        if let Some(link) = self.link.take() {
-            link.close(crate::wire::websocket::close::AWAY, "over");
         }
     }
 }
