@@ -49,6 +49,7 @@ examples: ## run the short examples
 	cargo run --locked --quiet --example connections
 	cargo run --locked --quiet --example find_a_race
 	cargo run --locked --quiet --example metadata
+	cargo run --locked --quiet --example two_replicas
 
 flake: ## the whole suite RUNS= times; one failure is a failure
 	for run in $$(seq $(RUNS)); do echo "run $$run"; cargo test --locked --quiet || exit 1; done

@@ -163,7 +163,6 @@ struct Viewer {
     anywhere: bool,
     parts: usize,
     resets: Vec<Reset>,
-    queue: Option<usize>,
     failed: Option<String>,
 }
 
@@ -183,7 +182,6 @@ impl Viewer {
             anywhere: true,
             parts: 0,
             resets: Vec::new(),
-            queue: None,
             failed: None,
         }
     }
@@ -217,7 +215,6 @@ impl Viewer {
                     self.messages.clear();
                 }
             }
-            What::Queue(queue) => self.queue = Some(queue.len()),
             What::Closed(why) => self.failed = Some(format!("closed {}", why.name())),
             _ => {}
         }

@@ -5,6 +5,7 @@
 //! `make bench-check` lists the cases that fall short.
 
 mod pairs;
+mod relay;
 mod rt;
 mod sessions;
 
@@ -14,5 +15,6 @@ fn main() {
     let mut bench = Bench::from_environment();
     rt::run(&mut bench);
     sessions::run(&mut bench);
+    relay::run(&mut bench);
     bench.finish();
 }
