@@ -154,8 +154,15 @@ fn a_forwarded_stream_survives_every_kind_of_break() {
     let weather = Weather { split: 20_000, ..Weather::default() };
     let flaky = Flaky::start("127.0.0.1:0", daemon.address(), 7, weather).expect("a free port");
     let url = format!("http://{}", flaky.address());
-    let faults =
-        [Fault::Reset, Fault::Close, Fault::Freeze, Fault::Reset, Fault::HoleUp, Fault::Close, Fault::HoleDown];
+    let faults = [
+        Fault::Reset,
+        Fault::Close,
+        Fault::Freeze,
+        Fault::Reset,
+        Fault::HoleUp,
+        Fault::Close,
+        Fault::HoleDown,
+    ];
     // What lies between the two ends when the last of them strikes is less than what is still to come, so
     // each strikes in the middle of the stream, however fast or slow the machine is.
     let (step, rest) = (1 << 20, 32 << 20);

@@ -105,7 +105,6 @@ impl Shard {
         }
     }
 
-
     // ---- the end
 
     pub(super) fn stop(&mut self, now: Moment) {

@@ -1,5 +1,6 @@
 //! The server's handshake: from a connection to a pipe that it bears.
 
+use super::dials::stand;
 use super::*;
 
 impl Shard {
@@ -112,7 +113,13 @@ impl Shard {
         self.free.push(slot);
     }
 
-    pub(super) fn refuse(&mut self, slot: usize, mut greeter: Box<Greeter>, end: End, retry_after: Option<Duration>) {
+    pub(super) fn refuse(
+        &mut self,
+        slot: usize,
+        mut greeter: Box<Greeter>,
+        end: End,
+        retry_after: Option<Duration>,
+    ) {
         self.shared.figures.refused(end.code);
         log::debug!("pipes: refused {}: {end}", greeter.peer);
         let refuse = Refuse {
@@ -327,7 +334,14 @@ impl Shard {
     }
 
     /// Somebody says that a pipe is theirs.
-    pub(super) fn claim(&mut self, now: Moment, slot: usize, greeter: Box<Greeter>, claim: Claim, rest: &[u8]) {
+    pub(super) fn claim(
+        &mut self,
+        now: Moment,
+        slot: usize,
+        greeter: Box<Greeter>,
+        claim: Claim,
+        rest: &[u8],
+    ) {
         let owner = self.ids.get(&claim.id()).copied();
         let made_up = Secret(self.shared.instance.repeat(2).try_into().expect("twice sixteen"));
         let server = owner.and_then(|owner| match &self.slots[owner] {
