@@ -131,9 +131,7 @@ impl CarriedHere {
             // Whoever sends this is not one of us.
             (_, None) => return self.close(),
         };
-        if let Err((errand, error)) = self.streams.hand_carried(errand) {
-            errand.refuse(error);
-        }
+        self.streams.hand_carried(errand);
     }
 
     fn watch(self: &Arc<CarriedHere>, no: u64, fence: Fence, cancel: Result<Cancel, StreamError>) {
@@ -160,17 +158,16 @@ impl CarriedHere {
 
 impl Streams {
     /// Hands an errand that came from another replica to its room, which runs it or says that it does not.
-    fn hand_carried(&self, errand: Errand) -> Result<(), (Errand, StreamError)> {
+    fn hand_carried(&self, errand: Errand) {
         use crate::engine::worker::Refused;
         let inbox = self.shared.shards.of(errand.stream());
         let (message, error) = match inbox.try_data(Message::Errand(errand, true)) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return,
             Err(Refused::Full(message)) => (message, StreamError::Full),
             Err(Refused::Ended(message)) => (message, StreamError::Stopped),
         };
-        match message {
-            Message::Errand(errand, _) => Err((errand, error)),
-            _ => unreachable!("what comes back is what was sent"),
+        if let Message::Errand(errand, _) = message {
+            errand.refuse(error);
         }
     }
 }

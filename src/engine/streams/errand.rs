@@ -119,9 +119,7 @@ impl Errand {
     /// The errand as it travels.
     pub(super) fn carried(&self, no: u64) -> String {
         let what = match self {
-            Errand::Parts(it) => {
-                Asked::Parts { first: it.first, parts: it.parts.iter().map(|part| raw(part)).collect() }
-            }
+            Errand::Parts(it) => Asked::Parts { first: it.first, parts: it.parts.iter().map(raw).collect() },
             Errand::Commit(it) => Asked::Commit {
                 json: it.draft.kind == Kind::Json,
                 role: it.draft.role.clone(),

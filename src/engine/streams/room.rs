@@ -467,7 +467,10 @@ impl StreamsRoom {
             }
             match event.what {
                 Happened::Passed(id) => self.passed(id),
-                Happened::Closed(_) => self.link_gone(event.tag),
+                Happened::Closed(closing) => {
+                    self.say_if_slow(event.tag, closing.code);
+                    self.link_gone(event.tag);
+                }
                 Happened::Reset(_) => self.lost(event.tag),
                 // A follower has nothing to say; what it says is not read on.
                 Happened::Opened(..)
@@ -478,6 +481,17 @@ impl StreamsRoom {
                 | Happened::Ended => {}
             }
         }
+    }
+
+    /// A reader that did not keep up was cut where its bytes are queued; why, it may never read.
+    fn say_if_slow(&self, id: FollowerId, code: u16) {
+        use crate::wire::websocket::close::{SLOW, TRY_AGAIN};
+        let Some(follower) = self.followers.get(&id).filter(|_| matches!(code, SLOW | TRY_AGAIN)) else {
+            return;
+        };
+        let view = self.streams.get(&follower.stream).and_then(|entry| entry.view.as_ref());
+        let name = view.map_or("", |view| view.row.name.as_str());
+        log::info!("follower ended stream={name} reason={}", Ended::Slow.name());
     }
 
     fn link_gone(&mut self, id: FollowerId) {
