@@ -5,7 +5,6 @@
 //! that can be read in [`Daemon::stop`].
 
 mod condition;
-mod directory;
 mod figures;
 mod limits;
 mod logger;
@@ -33,7 +32,6 @@ use crate::service::server::Server;
 use crate::wire::{Bound, IoThreads, Limits, Listener, Running};
 use crate::{Code, Error, Result};
 use condition::Condition;
-use directory::Directory;
 use parts::Parts;
 use private::Private;
 use signals::Asked;
@@ -183,7 +181,6 @@ pub struct Daemon {
     sessions: Server,
     parts: Parts,
     pipes: Pipes,
-    directory: Directory,
 }
 
 impl Daemon {
@@ -192,7 +189,6 @@ impl Daemon {
     /// # Errors
     /// When the store, the data directory, a thread or an address is not to be had.
     pub fn start(rt: &Rt, config: &Config) -> Result<Daemon> {
-        let directory = Directory::open(&config.store.data)?;
         let links = limits::raise_descriptors();
         let crew = Crew::new(rt);
         let condition = Arc::new(Condition::new(&crew));
@@ -203,19 +199,25 @@ impl Daemon {
         figures::of_the_doors(&mut metrics, io.doors());
         // Bound before the registry says where it is, opened when there is something behind it.
         let private = Private::bind(config)?;
-        let parts = Parts::start(&crew, config, &directory, &mut metrics, &io.wire(), private.url())?;
+        let builder = parts::builder(config, private.url()).wire(io.wire());
+        let parts = Parts::start(&crew, builder, &mut metrics)?;
+        let engine = &parts.engine;
         let trouble = parts.store_trouble.clone();
-        condition.check_with(vec![Box::new(directory.has_room()), Box::new(move || trouble.lock().clone())]);
+        let mut checks: Vec<condition::Check> = vec![Box::new(move || trouble.lock().clone())];
+        if let Some(directory) = engine.directory() {
+            checks.insert(0, Box::new(directory.has_room()));
+        }
+        condition.check_with(checks);
         let gate = Arc::new(gate(rt, config)?);
         let mut router = Router::new();
         router.guard(gate.clone());
         add_dashboard(&mut router);
-        front::streams::routes(&mut router, parts.streams.streams());
+        front::streams::routes(&mut router, engine.streams());
         let others = [
-            front::agents::routes(&parts.metadata),
+            front::agents::routes(engine.metadata()),
             // With a receipt only where the caller asks for one (`Prefer: durable`).
-            front::connections::routes(&parts.connections, false),
-            front::replicas::routes(parts.replicas.replicas()),
+            front::connections::routes(engine.connections(), false),
+            front::replicas::routes(engine.replicas()),
         ];
         others.into_iter().flatten().for_each(|route| router.add(route));
 
@@ -223,37 +225,24 @@ impl Daemon {
         pipes.handle().describe(&mut metrics);
         front::pipes::routes(&mut router, rt, &pipes.handle());
         let behind = river::Behind {
-            streams: parts.streams.streams().clone(),
-            metadata: parts.metadata.clone(),
-            replicas: parts.replicas.replicas().clone(),
+            streams: engine.streams().clone(),
+            metadata: engine.metadata().clone(),
+            replicas: engine.replicas().clone(),
         };
         let sessions = river::start(rt, gate.clone(), behind, &mut metrics)?;
         router.add(front::river::route("/river", sessions.doorbell().clone()));
 
         let mut for_replicas = Router::new();
-        front::relay::relay_routes(&mut for_replicas, parts.streams.streams(), parts.replicas.replicas());
+        front::relay::relay_routes(&mut for_replicas, engine.streams(), engine.replicas());
         let private = private.open(rt, for_replicas)?;
 
         let figures = metrics.described();
-        let replicas = parts.replicas.replicas();
-        operations::add_routes(&mut router, &condition, &gate, replicas, metrics.into_exposition());
+        operations::add_routes(&mut router, &condition, &gate, engine.replicas(), metrics.into_exposition());
         let listener = listen(&config.server.listen)?;
         let limits = Limits { links: usize::try_from(links).unwrap_or(usize::MAX), ..Limits::default() };
         let doors = io.start(limits, vec![listener], Arc::new(router))?;
         log::info!(target: "towpath/started", "holds up to {links} links on {threads} I/O threads");
-        Ok(Daemon {
-            rt: rt.clone(),
-            crew,
-            condition,
-            gate,
-            figures,
-            doors,
-            private,
-            sessions,
-            parts,
-            pipes,
-            directory,
-        })
+        Ok(Daemon { rt: rt.clone(), crew, condition, gate, figures, doors, private, sessions, parts, pipes })
     }
 
     /// Where it listens.
@@ -274,7 +263,7 @@ impl Daemon {
             "condition": self.condition.dump(),
             "links": self.doors.links(),
             "parts": self.parts.dump(),
-            "data": self.directory.path(),
+            "data": self.parts.engine.directory().map(|directory| directory.path()),
             "settings": settings,
         })
     }
@@ -284,9 +273,9 @@ impl Daemon {
     fn stop(self, window: Duration, deadline: Moment) {
         self.condition.drain();
         log::info!(target: "towpath/draining", "draining");
-        self.parts.streams.streams().drain();
+        self.parts.engine.streams().drain();
         self.drain_links(window, deadline);
-        self.parts.end_by(deadline);
+        self.parts.engine.end_by(deadline);
         drop(self.sessions);
         drop(self.doors);
         // Their peers are told why, within a second.
@@ -294,7 +283,6 @@ impl Daemon {
         // What runs here is handed back when the parts go; until then others still fetch from it.
         drop(self.private);
         drop(self.parts);
-        drop(self.directory);
     }
 
     /// Tells every link to go elsewhere and waits until they have, or the window is over.

@@ -13,7 +13,7 @@ use crate::rt::{Lock, Rt};
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
 /// Something that must hold before work is taken: `None`, or why it does not.
-type Check = Box<dyn Fn() -> Option<String> + Send + Sync>;
+pub(super) type Check = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// Shared by the doors and the daemon's main thread.
 pub(super) struct Condition {

@@ -1,7 +1,9 @@
 //! Rooms: the threads that own machines, wake in one place and carry actions out.
 
 pub mod backends;
+pub mod builder;
 pub mod connections;
+pub(crate) mod directory;
 mod door;
 mod flush;
 pub mod handlers;

@@ -23,6 +23,7 @@ mod demo;
 mod docs;
 mod doors;
 mod effort;
+mod engine;
 mod fault_receipts;
 #[path = "../../examples/flaky.rs"]
 #[allow(dead_code, unreachable_pub, reason = "an example with a main of its own")]

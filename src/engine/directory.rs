@@ -1,4 +1,4 @@
-//! The data directory: made if missing, its owner's alone, used by one daemon at a time.
+//! The data directory: made if missing, its owner's alone, used by one engine at a time.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
@@ -12,16 +12,16 @@ use crate::{Code, Error, Result};
 /// Below this SQLite and the spool may fail at any write.
 const FREE_MIN: u64 = 16 * 1024 * 1024;
 
-/// A data directory that nobody else uses. Dropping it lets the next daemon in.
+/// A data directory that nobody else uses. Dropping it lets the next engine in.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub(crate) struct Directory {
     path: PathBuf,
     /// Locked as long as it is open; the system lets go of it however the process ends.
     _lock: File,
 }
 
 impl Directory {
-    pub(super) fn open(path: &Path) -> Result<Directory> {
+    pub(crate) fn open(path: &Path) -> Result<Directory> {
         let cannot = |doing: &str, error: std::io::Error| {
             Error::new(Code::Io, format!("{doing} the data directory {}: {error}", path.display()))
         };
@@ -46,7 +46,7 @@ impl Directory {
                 format!(" (process {})", holder.trim())
             };
             let text = format!(
-                "another daemon{who} uses the data directory {}; stop it, or give this one another --data",
+                "another engine{who} uses the data directory {}; stop it, or use another directory (--data)",
                 path.display()
             );
             return Err(Error::new(Code::Conflict, text));
@@ -57,12 +57,12 @@ impl Directory {
         Ok(Directory { path, _lock: lock })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// A check for readiness: whether there is room to write.
-    pub(super) fn has_room(&self) -> impl Fn() -> Option<String> + Send + Sync + 'static {
+    pub(crate) fn has_room(&self) -> impl Fn() -> Option<String> + Send + Sync + 'static {
         let path = self.path.clone();
         move || match statvfs(&path) {
             Ok(disk) => {
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_serves_one_daemon_at_a_time_and_its_owner_alone() {
+    fn a_directory_serves_one_engine_at_a_time_and_its_owner_alone() {
         let place = tempfile::tempdir().expect("a temporary folder");
         let path = place.path().join("a/b");
         let first = Directory::open(&path).expect("free");
