@@ -45,11 +45,8 @@ fuzz: ## every target of tests/fuzz for EACH= seconds (TARGET= only one)
 soak: ## every test named soak_* for MINUTES= each (TEST= part of a name)
 	SOAK_MINUTES=$(MINUTES) cargo test --locked --release --test it ::soak_$(TEST) -- --nocapture --test-threads 1
 
-examples: ## run the short examples
-	cargo run --locked --quiet --example connections
-	cargo run --locked --quiet --example find_a_race
-	cargo run --locked --quiet --example metadata
-	cargo run --locked --quiet --example two_replicas
+examples: ## run the examples that end by themselves and compare what they print with what they promise
+	cargo test --locked --test it examples:: -- --nocapture
 
 flake: ## the whole suite RUNS= times; one failure is a failure
 	for run in $$(seq $(RUNS)); do echo "run $$run"; cargo test --locked --quiet || exit 1; done

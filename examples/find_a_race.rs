@@ -1,6 +1,12 @@
 //! A program of your own under the deterministic harness: two clerks sell the last seat twice.
-//! Run it: `cargo run --example find_a_race`. It prints how the race was found, how
-//! small it was made, and the command that plays it again.
+//! `cargo run --example find_a_race` prints how the race was found, how small it was made, and the command
+//! that plays it again.
+//!
+//! ```text
+//! found: …one seat, sold once…
+//! choices that matter: …
+//! play it again: SEED=… cargo run --example find_a_race
+//! ```
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -38,10 +44,12 @@ fn evening(rt: &Rt) -> Result<()> {
 fn main() -> Result<()> {
     // On real threads the two rarely meet: the evening is ten seconds long. Under the simulator it
     // takes microseconds, and a hundred evenings are tried.
-    let swept = Sweep::new("find_a_race", 100).exactly().run(|t| evening(&t.rt()));
+    let swept = Sweep::new("find_a_race", 100)
+        .sim(|sim| sim.run_by("cargo run --example find_a_race"))
+        .run(|t| evening(&t.rt()));
     let found = swept.first_failure().expect("a hundred evenings are enough");
     println!("found: {}", found.outcome.failure().unwrap_or_default().lines().next().unwrap_or_default());
-    println!("evenings tried: at most 100; choices that matter: {}", found.weight.1);
+    println!("choices that matter: {}", found.weight.1);
     println!("play it again: {}", found.outcome.replay_command());
     Ok(())
 }

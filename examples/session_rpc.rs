@@ -1,5 +1,19 @@
 //! A server and a client in one program; the link between them is cut in the middle, and nobody notices.
 //! `cargo run --example session_rpc` prints the numbers 1 to 10, once each and in order, and how many links it took.
+//!
+//! ```text
+//! 1
+//! 2
+//! 3
+//! 4
+//! 5
+//! 6
+//! 7
+//! 8
+//! 9
+//! 10
+//! 42, over 2 links
+//! ```
 
 use std::error::Error;
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use super::tape::{Choices, weight};
@@ -13,11 +14,13 @@ pub struct Outcome {
     name: String,
     seed: u64,
     finished: Finished,
+    again: String,
 }
 
 impl Outcome {
-    pub(super) fn new(name: String, seed: u64, finished: Finished) -> Outcome {
-        Outcome { name, seed, finished }
+    pub(super) fn new(name: String, seed: u64, finished: Finished, again: Option<String>) -> Outcome {
+        let again = again.unwrap_or_else(|| command(&name));
+        Outcome { name, seed, finished, again }
     }
 
     /// Whether nothing went wrong.
@@ -135,7 +138,22 @@ impl Outcome {
 
     /// The command that plays this run again.
     pub fn replay_command(&self) -> String {
-        format!("SEED={} make sim TEST={}", self.seed, self.name)
+        format!("SEED={} {}", self.seed, self.again)
+    }
+
+    /// The same for choices that were kept in a file.
+    pub(super) fn replay_tape(&self, path: &Path) -> String {
+        format!("TAPE={} {}", path.display(), self.again)
+    }
+}
+
+/// How a test is run again: by this package's Makefile, or by cargo in a package of somebody else.
+fn command(name: &str) -> String {
+    match std::env::var("CARGO_PKG_NAME") {
+        Ok(package) if package != env!("CARGO_PKG_NAME") => {
+            format!("cargo test -p {package} {name} -- --nocapture")
+        }
+        _ => format!("make sim TEST={name}"),
     }
 }
 

@@ -32,6 +32,7 @@ impl<E: Display> Verdict for Result<(), E> {
 pub struct Sim {
     config: Config,
     name: Option<String>,
+    again: Option<String>,
 }
 
 impl std::fmt::Debug for Sim {
@@ -56,12 +57,19 @@ impl Sim {
             wall_max: Duration::from_secs(120),
             silence_max: Duration::from_secs(20),
         };
-        Sim { config, name: None }
+        Sim { config, name: None, again: None }
     }
 
     /// The name in reports and in the replay command; the test's own thread name otherwise.
     pub fn name(mut self, name: impl Into<String>) -> Sim {
         self.name = Some(name.into());
+        self
+    }
+
+    /// The command that runs this test, for reports: they put `SEED=…` before it. `make sim` or `cargo test`
+    /// with the test's name otherwise.
+    pub fn run_by(mut self, command: impl Into<String>) -> Sim {
+        self.again = Some(command.into());
         self
     }
 
@@ -144,6 +152,6 @@ impl Sim {
                 panic!("the test returned an error: {error}");
             }
         });
-        Outcome::new(name, seed, finished)
+        Outcome::new(name, seed, finished, self.again)
     }
 }

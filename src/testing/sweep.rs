@@ -28,6 +28,7 @@ pub struct Sweep {
     shrink_runs: usize,
     stop_at_first: bool,
     environment: bool,
+    asked_min: u64,
 }
 
 impl Sweep {
@@ -44,6 +45,7 @@ impl Sweep {
             shrink_runs: 400,
             stop_at_first: true,
             environment: true,
+            asked_min: 0,
         }
     }
 
@@ -52,6 +54,13 @@ impl Sweep {
     pub fn exactly(mut self) -> Sweep {
         self.fresh = 0;
         self.environment = false;
+        self
+    }
+
+    /// When the environment asks for a number of seeds, no fewer than this: for a short scenario that should
+    /// show more than a long one can.
+    pub fn at_least(mut self, seeds: u64) -> Sweep {
+        self.asked_min = seeds;
         self
     }
 
@@ -114,7 +123,7 @@ impl Sweep {
     fn many(self, asked: Option<u64>, play: impl Fn(Sim) -> Outcome + Send + Sync + 'static) -> Swept {
         let rt = Rt::real();
         let begun = rt.now();
-        let total = asked.unwrap_or(self.fixed + self.fresh);
+        let total = asked.map_or(self.fixed + self.fresh, |seeds| seeds.max(self.asked_min));
         let (fixed, first_fresh) = (self.fixed.min(total), self.first_fresh);
         let play = Arc::new(play);
         let next = Arc::new(AtomicU64::new(0));
@@ -304,7 +313,7 @@ impl Swept {
         let written =
             std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, to_text(&shrunk.choices)));
         match written {
-            Ok(()) => format!("; replay the small one: TAPE={} make sim TEST={}", path.display(), self.name),
+            Ok(()) => format!("; replay the small one: {}", shrunk.outcome.replay_tape(&path)),
             Err(error) => format!("; its tape could not be kept: {error}"),
         }
     }

@@ -109,7 +109,7 @@ fn fault_starts_and_drops_leave_no_thread_and_no_descriptor() {
     let start = |round: u64| {
         let builder = Engine::builder();
         // On disk every other time, with what the last one left there.
-        let builder = if round % 2 == 0 { builder.in_memory() } else { builder.data(folder.path()) };
+        let builder = if round.is_multiple_of(2) { builder.in_memory() } else { builder.data(folder.path()) };
         builder.threads(1).start().expect("it starts")
     };
     // Whatever a process makes once is made.

@@ -24,6 +24,7 @@ mod docs;
 mod doors;
 mod effort;
 mod engine;
+mod examples;
 mod fault_receipts;
 #[path = "../../examples/flaky.rs"]
 #[allow(dead_code, unreachable_pub, reason = "an example with a main of its own")]

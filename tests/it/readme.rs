@@ -45,7 +45,7 @@ fn blocks(text: &str) -> Vec<Block> {
 }
 
 /// Whether `found` is what `promised` says, `…` standing for anything.
-fn matches(promised: &str, found: &str) -> bool {
+pub(crate) fn matches(promised: &str, found: &str) -> bool {
     fn fits(promised: &str, found: &str) -> bool {
         match promised.split_once('…') {
             None => promised == found,
