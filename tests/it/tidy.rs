@@ -115,6 +115,20 @@ const RULES: &[Rule] = &[
         tests_too: false,
     },
     Rule {
+        name: "peers' input never panics",
+        within: &["src/codec/", "src/wire/"],
+        except: &[],
+        words: &["panic!", "unreachable!", "assert!", "assert_eq!"],
+        tests_too: false,
+    },
+    Rule {
+        name: "what must hold says why",
+        within: &["src/"],
+        except: &[],
+        words: &[".unwrap()", ".unwrap_unchecked()"],
+        tests_too: false,
+    },
+    Rule {
         name: "nothing is left to do",
         within: &["src/", "tests/", "examples/"],
         except: &[],
@@ -202,6 +216,15 @@ fn every_rule_finds_its_planted_breach() {
         ("state is pure", "src/state/a.rs", "use std::collections::HashMap;"),
         ("state is pure", "src/state/a.rs", "fn f() { log::info!(\"\"); }"),
         ("codec does no I/O", "src/codec/a.rs", "use std::net::TcpStream;"),
+        ("peers' input never panics", "src/wire/a.rs", "fn f() { unreachable!() }"),
+        ("what must hold says why", "src/front/a.rs", "fn f() { g().unwrap(); }"),
+        (
+            "no send while a lock is held",
+            "src/engine/a.rs",
+            "fn f() { let mut held = lock.lock();|    tx.try_send(held.pop());|}",
+        ),
+        ("no send while a lock is held", "src/bus/a.rs", "fn f() { shared.lock().sender.send(1); }"),
+        ("promise", "src/engine/a.rs", "pub fn f() {}"),
         ("nothing is left to do", "src/cli/a.rs", "#[cfg(test)]|mod tests {|    fn f() { todo!() }|}"),
         ("no test is ignored", "tests/it/a.rs", "#[test]|#[ignore = \"slow\"]|fn f() {}"),
         ("unsafe code stays out", "src/rt/a.rs", "unsafe fn f() {}"),
@@ -254,13 +277,18 @@ fn what_is_allowed_is_not_reported() {
         ("src/store/mod.rs", "pub mod sqlite;"),
         ("src/store/sqlite.rs", "use super::StoreError;\nuse crate::store::sqlite::schema;"),
         ("src/daemon.rs", "use crate::store::sqlite::Sqlite; use crate::config::Config;"),
+        (
+            "src/bus/held.rs",
+            "fn f() {\n    let tx = {\n        let held = a.lock();\n        held.clone()\n    };\n    tx.send(1);\n    let b = c.lock();\n    drop(b);\n    tx.send(2);\n}",
+        ),
         ("src/wire/a.rs", "fn f<'a>(x: &'a str) -> char { if x == \"\\\"\" { '\"' } else { 'x' } } // Mutex"),
     ];
     let tree = tempfile::tempdir().expect("a temporary folder");
     for (file, contents) in innocent {
         let file = tree.path().join(file);
         fs::create_dir_all(file.parent().expect("a folder")).expect("folder made");
-        fs::write(file, contents).expect("file written");
+        let promise = if contents.starts_with("//!") { "" } else { "//! What it is.\n" };
+        fs::write(file, format!("{promise}{contents}")).expect("file written");
     }
     let found = check(tree.path());
     assert!(found.is_empty(), "{found:?}");
@@ -308,6 +336,8 @@ fn check(root: &Path) -> Vec<Breach> {
         if file.ends_with(".rs") {
             let code = Code::read(&file, &text);
             check_words(&code, &mut found);
+            check_promise(&file, &text, &mut found);
+            check_locks(&code, &mut found);
             if file.starts_with("src/") {
                 check_layers(&code, &mut found);
             }
@@ -401,6 +431,64 @@ fn check_words(code: &Code, found: &mut Vec<Breach>) {
                     text: line.to_owned(),
                 });
             }
+        }
+    }
+}
+
+/// A file opens with what it is and what holds in it.
+fn check_promise(file: &str, text: &str, found: &mut Vec<Breach>) {
+    // Tests are of the file they stand beside.
+    if !file.ends_with("/tests.rs") && !text.starts_with("//!") {
+        let text = "a file opens with its promise: `//!`, what it is, what always holds".to_owned();
+        found.push(Breach { rule: "promise", file: file.to_owned(), line: 1, text });
+    }
+}
+
+/// What may block or hand something to another thread.
+const SENDS: &[&str] = &[
+    ".send(",
+    ".try_send(",
+    ".send_deadline(",
+    ".recv(",
+    ".recv_deadline(",
+    ".try_data(",
+    ".data(",
+    ".control(",
+    ".publish(",
+    ".join(",
+    ".write_all(",
+    ".flush(",
+    ".sync_all(",
+];
+
+/// No send and no I/O under a guard: neither behind it in its line, nor below it in its block. What the
+/// terminal's own locks guard is none of ours.
+fn check_locks(code: &Code, found: &mut Vec<Breach>) {
+    if !code.file.starts_with("src/") {
+        return;
+    }
+    let depth = |line: &str| line.len() - line.trim_start().len();
+    let sends = |text: &str| SENDS.iter().any(|send| text.contains(send));
+    let lines: Vec<_> = code.lines().collect();
+    for (at, (number, line, in_test)) in lines.iter().enumerate() {
+        let Some((before, after)) = line.split_once(".lock()") else { continue };
+        if *in_test || before.ends_with("stderr()") || before.ends_with("stdout()") {
+            continue;
+        }
+        let guard = line.split_once("let ").filter(|_| after.trim() == ";" || after.starts_with(";"));
+        let guard = guard.and_then(|(_, rest)| rest.trim_start_matches("mut ").split([' ', ':']).next());
+        let breach = match guard {
+            None => sends(after).then_some(*number),
+            Some(name) => lines[at + 1..]
+                .iter()
+                .take_while(|(_, below, _)| below.trim().is_empty() || depth(below) >= depth(line).max(4))
+                .take_while(|(_, below, _)| !below.contains(&format!("drop({name})")))
+                .find(|(_, below, _)| sends(below))
+                .map(|(number, _, _)| *number),
+        };
+        if let Some(line) = breach {
+            let text = lines[line - 1].1.to_owned();
+            found.push(Breach { rule: "no send while a lock is held", file: code.file.clone(), line, text });
         }
     }
 }
