@@ -1,5 +1,8 @@
 //! What the harness promises, shown on the demonstration engine.
 
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use towpath::rt::Rt;
@@ -41,6 +44,7 @@ fn sim_one_seed_is_one_trace_of_the_whole_engine() {
 #[test]
 fn sim_seeds_differ_and_no_seed_fails_without_a_bug() {
     let swept = Sweep::new("sim_seeds_differ_and_no_seed_fails_without_a_bug", 60)
+        .at_least(10_000)
         .must_reach(&["stale_answer_closed", "flush_failed", "retry_failed", "dial_failed"])
         .run(scenario);
     swept.assert_ok();
@@ -75,48 +79,83 @@ fn real_the_same_rooms_pass_on_the_real_runtime() {
     demo::scenario(&Rt::real()).expect("the scenario runs");
 }
 
-/// A token handed round bare threads with nothing else: what the scheduler is measured against.
-fn bare_handoffs_a_second() -> f64 {
-    const ROUNDS: u64 = 20_000;
-    let sim = Sim::new(1).policy(towpath::testing::Policy::RunToBlock);
+/// A token handed round rings of twenty bare threads, one ring to a processor, with nothing else: what the
+/// scheduler is measured against. Each ring is held to its processor, as the threads of a simulation are.
+fn bare_handoffs_a_second(rings: usize) -> f64 {
+    const THREADS: usize = 20;
+    const ROUNDS: u32 = 1_000;
     let begun = Instant::now();
-    let outcome = sim.run(|t| {
-        let rt = t.rt();
-        let (ping_tx, ping) = rt.channel::<()>("ping", 1);
-        let (pong_tx, pong) = rt.channel::<()>("pong", 1);
-        let other = rt.spawn("other", move || {
-            for () in ping.iter() {
-                if pong_tx.send(()).is_err() {
-                    return;
-                }
-            }
-        })?;
-        for _ in 0..ROUNDS {
-            _ = ping_tx.send(());
-            _ = pong.recv();
+    std::thread::scope(|scope| {
+        for cpu in 0..rings {
+            scope.spawn(move || {
+                hold(cpu);
+                let given: Vec<AtomicBool> = (0..THREADS).map(|_| AtomicBool::new(false)).collect();
+                let others: Vec<OnceLock<Thread>> = (0..THREADS).map(|_| OnceLock::new()).collect();
+                std::thread::scope(|ring| {
+                    for me in 0..THREADS {
+                        let (given, others) = (&given, &others);
+                        ring.spawn(move || {
+                            hold(cpu);
+                            others[me].get_or_init(std::thread::current);
+                            for _ in 0..ROUNDS {
+                                while !given[me].swap(false, Ordering::SeqCst) {
+                                    std::thread::park();
+                                }
+                                let next = (me + 1) % THREADS;
+                                given[next].store(true, Ordering::SeqCst);
+                                // One that has not come to wait yet will find the flag.
+                                if let Some(next) = others[next].get() {
+                                    next.unpark();
+                                }
+                            }
+                        });
+                    }
+                    given[0].store(true, Ordering::SeqCst);
+                    if let Some(first) = others[0].get() {
+                        first.unpark();
+                    }
+                });
+            });
         }
-        drop(ping_tx);
-        drop(other);
-        Ok::<(), towpath::Error>(())
     });
-    outcome.assert_ok();
-    outcome.handoffs() as f64 / begun.elapsed().as_secs_f64()
+    (rings * THREADS) as f64 * f64::from(ROUNDS) / begun.elapsed().as_secs_f64()
+}
+
+/// Holds the calling thread to one of the processors it may use; without the right to, it runs anywhere.
+fn hold(cpu: usize) {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let Ok(allowed) = sched_getaffinity(None) else { return };
+    let mut one = CpuSet::new();
+    let Some(cpu) = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).nth(cpu) else { return };
+    one.set(cpu);
+    // Only speed depends on it.
+    _ = sched_setaffinity(None, &one);
 }
 
 #[test]
 fn sim_figures() {
-    if std::env::var("SEEDS").is_err() {
+    let whole = std::env::var("SEEDS").is_ok();
+    if !whole {
         println!("figures are printed by `make sim`; this is the short slice");
     }
-    let swept = Sweep::new("sim_figures", seeds(40).clamp(40, 3_000)).exactly().run(scenario);
-    swept.assert_ok();
-    let seconds = swept.wall().as_secs_f64();
-    let (runs, handoffs) = (swept.runs() as f64 / seconds, swept.handoffs() as f64 / seconds);
-    println!("busy: {runs:.0} runs a second of a scenario of 20 threads, {handoffs:.0} hand-offs a second");
-    println!(
-        "two threads that only hand the token on: {:.0} hand-offs a second on one processor",
-        bare_handoffs_a_second()
-    );
+    let rings = std::thread::available_parallelism().map_or(1, usize::from);
+    // In turn, so that a busy moment of the machine meets both; the best pair counts.
+    let mut best = 0.0_f64;
+    for _ in 0..if whole { 5 } else { 1 } {
+        let bare = bare_handoffs_a_second(rings);
+        let swept = Sweep::new("sim_figures", if whole { 600 } else { 40 }).exactly().run(scenario);
+        swept.assert_ok();
+        let seconds = swept.wall().as_secs_f64();
+        let (runs, handoffs) = (swept.runs() as f64 / seconds, swept.handoffs() as f64 / seconds);
+        println!(
+            "busy: {runs:.0} runs a second of a scenario of 20 threads; {handoffs:.0} hand-offs a second of {bare:.0} \
+             of bare threads: {:.2}",
+            handoffs / bare
+        );
+        best = best.max(handoffs / bare);
+    }
+    // A debug build is not what is promised.
+    assert!(!whole || cfg!(debug_assertions) || best >= 0.5, "{best:.2} of bare hand-offs, and not half");
     let begun = Instant::now();
     let idle = Sim::new(1).run(|t| {
         let rt = t.rt();
