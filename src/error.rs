@@ -5,6 +5,13 @@ use std::fmt;
 /// What went wrong, in one word that does not change between versions.
 ///
 /// Doors show it as the `code` of a problem document; programs branch on it.
+///
+/// ```
+/// use towpath::{Code, Engine};
+///
+/// let refused = Engine::builder().postgres("not an address").start().unwrap_err();
+/// assert_ne!(refused.code(), Code::Stopped);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Code {
@@ -65,6 +72,13 @@ impl fmt::Display for Code {
 
 /// An error at the face of the library: a [`Code`] and a sentence that says what, where and what to
 /// do. Parts of towpath with a question of their own have an enum of their own and turn into this.
+///
+/// ```
+/// use towpath::{Code, Error};
+///
+/// let error = Error::new(Code::Io, "disk full").while_("writing the spool");
+/// assert_eq!((error.code(), error.to_string()), (Code::Io, "writing the spool: disk full".to_owned()));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     code: Code,

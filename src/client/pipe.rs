@@ -51,6 +51,23 @@ const BACKLOG: usize = 128;
 ///
 /// Dropping the last clone ends this direction; what was written is still delivered while the program
 /// runs and its [`Pipes`] live.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use towpath::{Pipe, PipeListener, Rt};
+///
+/// let rt = Rt::real();
+/// let listener = PipeListener::bind(&rt, "127.0.0.1:0")?;
+/// let mut near = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "demo")?;
+/// let mut far = listener.accept()?.pipe;
+/// near.write_all(b"hello")?;
+/// near.reconnect_now(); // as if the network had been lost
+/// near.shutdown()?;
+/// let mut got = Vec::new();
+/// far.read_to_end(&mut got)?;
+/// assert_eq!(got, b"hello");
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Pipe {
     handles: Arc<Handles>,
@@ -264,6 +281,12 @@ pub struct Incoming {
 
 /// Accepts pipes over plain TCP: for one machine, and for networks that are trusted. A daemon accepts
 /// them behind HTTP.
+///
+/// ```
+/// let listener = towpath::PipeListener::bind(&towpath::Rt::real(), "127.0.0.1:0")?;
+/// assert_ne!(listener.address().port(), 0);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct PipeListener {
     accepted: rt::Receiver<Accepted>,
     address: SocketAddr,

@@ -32,6 +32,13 @@ use crate::wire::Wire;
 use crate::{Code, Error, Result};
 
 /// What an engine can be made of; [`Builder::only`] leaves the others out.
+///
+/// ```
+/// use towpath::{Engine, Part};
+///
+/// let engine = Engine::builder().only(&[Part::Streams, Part::Metadata]).start()?;
+/// # Ok::<(), towpath::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// Live streams: their rooms, readers, writers, and this replica's place in the registry.
@@ -165,24 +172,62 @@ impl Builder {
     }
 
     /// A store of one's own, or one that fails on purpose (`testing::FaultyStores`).
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use towpath::store::sqlite::SqliteStores;
+    /// use towpath::store::{Identity, Stores};
+    /// use towpath::{Engine, Rt};
+    ///
+    /// let rt = Rt::real();
+    /// let clock = { let rt = rt.clone(); Arc::new(move || rt.wall()) };
+    /// let fresh = Identity { store: rt.uuid_v4(), epoch: rt.uuid_v4() };
+    /// let stores: Arc<dyn Stores> = Arc::new(SqliteStores::in_memory(clock, fresh)?.for_several_replicas());
+    /// let one = Engine::builder().store(stores.clone()).start()?;
+    /// let other = Engine::builder().store(stores).start()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn store(mut self, stores: Arc<dyn Stores>) -> Builder {
         self.store = Store::Given(stores);
         self
     }
 
     /// A bus of one's own: engines of one process that share a store share a bus.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use towpath::bus::local::LocalBus;
+    ///
+    /// let engine = towpath::Engine::builder().bus(Arc::new(LocalBus::new())).start()?;
+    /// # Ok::<(), towpath::Error>(())
+    /// ```
     pub fn bus(mut self, bus: Arc<dyn Bus>) -> Builder {
         self.bus = Some(bus);
         self
     }
 
     /// The way to other machines. Without one nothing is dialed and no I/O thread exists.
+    ///
+    /// ```
+    /// use towpath::wire::IoThreads;
+    /// use towpath::{Engine, Rt};
+    ///
+    /// let rt = Rt::real();
+    /// let io = IoThreads::new(&rt, 1, None)?;
+    /// let engine = Engine::builder().wire(io.wire()).relay_url("ws://10.0.0.1:7701").start_on(rt)?;
+    /// # Ok::<(), towpath::Error>(())
+    /// ```
     pub fn wire(mut self, wire: Arc<dyn Wire>) -> Builder {
         self.wire = Some(wire);
         self
     }
 
     /// Where other replicas reach the relay that somebody serves for this engine.
+    ///
+    /// ```
+    /// let engine = towpath::Engine::builder().relay_url("ws://10.0.0.1:7701").start()?;
+    /// # Ok::<(), towpath::Error>(())
+    /// ```
     pub fn relay_url(mut self, url: impl Into<String>) -> Builder {
         self.relay_url = Some(url.into());
         self
@@ -204,30 +249,66 @@ impl Builder {
 
     /// How many rooms and as many writers share the streams; twice as many threads read. One for each
     /// processor otherwise; in a simulation one.
+    ///
+    /// ```
+    /// let engine = towpath::Engine::builder().threads(2).start()?;
+    /// # Ok::<(), towpath::Error>(())
+    /// ```
     pub fn threads(mut self, threads: usize) -> Builder {
         self.threads = Some(threads.max(1));
         self
     }
 
     /// What bounds streams.
+    ///
+    /// ```
+    /// use towpath::engine::streams::Limits;
+    ///
+    /// let limits = Limits { inputs_max: 10, ..Limits::default() };
+    /// let engine = towpath::Engine::builder().streams(limits).start()?;
+    /// # Ok::<(), towpath::Error>(())
+    /// ```
     pub fn streams(mut self, limits: streams::Limits) -> Builder {
         self.streams = limits;
         self
     }
 
     /// How metadata gathers.
+    ///
+    /// ```
+    /// use towpath::{Engine, MetadataSettings};
+    ///
+    /// let settings = MetadataSettings { bound: 10_000, ..MetadataSettings::default() };
+    /// let engine = Engine::builder().metadata(settings).start()?;
+    /// # Ok::<(), towpath::Error>(())
+    /// ```
     pub fn metadata(mut self, settings: MetadataSettings) -> Builder {
         self.metadata = settings;
         self
     }
 
     /// How the connection log gathers.
+    ///
+    /// ```
+    /// use towpath::{ConnectionSettings, Engine};
+    ///
+    /// let engine = Engine::builder().connections(ConnectionSettings { bound: 1_000, ..Default::default() }).start()?;
+    /// # Ok::<(), towpath::Error>(())
+    /// ```
     pub fn connections(mut self, settings: ConnectionSettings) -> Builder {
         self.connections = settings;
         self
     }
 
     /// How full the spool may get.
+    ///
+    /// ```
+    /// use towpath::spool::Limits;
+    ///
+    /// let limits = Limits { max_bytes: 1 << 20, ..Limits::default() };
+    /// let engine = towpath::Engine::builder().spool(limits).start()?;
+    /// # Ok::<(), towpath::Error>(())
+    /// ```
     pub fn spool(mut self, limits: spool::Limits) -> Builder {
         self.spool = limits;
         self

@@ -27,6 +27,13 @@ use crate::store::Stores;
 use crate::store::connections::{ConnectionQuery, Count, Cursor, DeadLetter};
 
 /// How the connection log gathers, and how long it lets its callers wait.
+///
+/// ```
+/// use std::time::Duration;
+/// use towpath::ConnectionSettings;
+///
+/// let settings = ConnectionSettings { interval: Duration::from_secs(1), ..ConnectionSettings::default() };
+/// ```
 #[derive(Clone, Debug)]
 pub struct ConnectionSettings {
     /// With this many rows they are written at once.
@@ -88,6 +95,23 @@ impl std::fmt::Debug for ConnectionOutside<'_> {
 /// where it is written at the latest one interval later; a process that is killed may lose that much.
 /// [`Connections::record_durable`] answers once the record is synced to the spool. Whatever happens to
 /// the database, an accepted record is stored, spooled, or buried with the reason.
+///
+/// ```
+/// use towpath::{ConnectionKind, ConnectionQuery, ConnectionStatus, Engine, Record};
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path();
+/// let engine = Engine::builder().data(path).start()?;
+/// let (rt, log) = (engine.rt(), engine.connections());
+/// let connection = Some(rt.uuid_v4());
+/// let began = Record::new(rt.uuid_v7(), rt.wall(), ConnectionKind::Ssh, ConnectionStatus::Connected);
+/// log.record_durable(Record { connection_id: connection, ..began })?; // synced before this returns
+/// let ended = Record::new(rt.uuid_v7(), rt.wall(), ConnectionKind::Ssh, ConnectionStatus::Disconnected);
+/// log.record(Record { connection_id: connection, ..ended })?;
+/// log.flush()?;
+/// assert!(log.query(ConnectionQuery::default())?.rows.len() <= 1); // both are one row
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Connections {
     shared: Arc<Inner>,

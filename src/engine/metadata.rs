@@ -28,6 +28,13 @@ use crate::store::Stores;
 use crate::store::metadata::{AgentRow, KeyRow, Sight};
 
 /// How metadata gathers.
+///
+/// ```
+/// use std::time::Duration;
+/// use towpath::MetadataSettings;
+///
+/// let settings = MetadataSettings { interval: Duration::from_millis(500), ..MetadataSettings::default() };
+/// ```
 #[derive(Clone, Debug)]
 pub struct MetadataSettings {
     /// With this many distinct keys they are written at once. 5,000, so that 600 agents of 15 keys
@@ -83,6 +90,18 @@ impl std::fmt::Debug for MetadataOutside<'_> {
 /// Reports are merged where the caller stands and written together, so thousands of agents cost the
 /// database one statement every few seconds. A value that could not be written stays in memory until
 /// it can be or a newer one replaces it; it is not spooled, since the next report replaces it anyway.
+///
+/// ```
+/// let engine = towpath::Engine::builder().start()?;
+/// let metadata = engine.metadata();
+/// let agent = engine.rt().uuid_v4();
+/// for percent in ["10%", "20%", "30%"] {
+///     metadata.report(agent, &[("load", percent, "")])?;
+/// }
+/// assert_eq!(metadata.pending(), 1); // only the newest is written
+/// metadata.flush()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Metadata {
     shared: Arc<Inner>,

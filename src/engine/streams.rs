@@ -99,6 +99,15 @@ impl Default for Limits {
 }
 
 /// Why something could not be done with a stream.
+///
+/// ```
+/// use towpath::{Engine, StreamError};
+///
+/// let engine = Engine::builder().start()?;
+/// let refused = engine.streams().append("nowhere", None, &1).unwrap_err();
+/// assert_eq!((refused.code(), &refused), ("not_found", &StreamError::Missing));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StreamError {
@@ -287,6 +296,16 @@ impl From<StreamError> for Error {
 }
 
 /// What a stream is made with.
+///
+/// ```
+/// use towpath::{CreateStream, Engine};
+///
+/// let engine = Engine::builder().start()?;
+/// let labels = [("team".to_owned(), "red".to_owned())].into();
+/// let row = engine.streams().create("jobs/1", CreateStream { labels: Some(labels), ..CreateStream::default() })?;
+/// assert_eq!(row.name, "jobs/1");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CreateStream {
     /// What its messages are; JSON if nothing is said.
@@ -391,6 +410,17 @@ impl fmt::Debug for StreamsEngine {
 }
 
 /// The way to the streams. Cheap to clone.
+///
+/// ```
+/// use towpath::{CreateStream, Engine};
+///
+/// let engine = Engine::builder().start()?;
+/// let streams = engine.streams().clone();
+/// streams.create("chat/1", CreateStream::default())?;
+/// let first = streams.append("chat/1", Some("user"), &"hello")?;
+/// streams.edit("chat/1", first.id, &"Hello!")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Streams {
     shared: Arc<Shared>,

@@ -20,6 +20,13 @@ use crate::store::StoreError;
 use crate::store::metadata::{AgentRow, MetadataRead};
 
 /// An agent's values at one moment, by display order, then key.
+///
+/// ```
+/// let engine = towpath::Engine::builder().start()?;
+/// let agent = engine.rt().uuid_v4();
+/// assert!(engine.metadata().get(agent)?.values.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentValues {
     /// Whose.
@@ -235,6 +242,17 @@ type Unseen = Arc<Lock<BTreeMap<Uuid, Arc<AgentValues>>>>;
 
 /// Follows metadata. Iterate over it, or wait for its [signal](Watch::split) in a `select!` of your
 /// own. It ends with the engine. Dropping it ends it.
+///
+/// ```
+/// let engine = towpath::Engine::builder().start()?;
+/// let agent = engine.rt().uuid_v4();
+/// engine.metadata().report(agent, &[("load", "12%", "")])?;
+/// engine.metadata().flush()?;
+/// let mut watch = engine.metadata().watch(agent)?;
+/// let seen = watch.find(|seen| !seen.values.is_empty()).expect("the engine runs");
+/// assert_eq!(seen.values[0].value, "12%");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Watch {
     number: u64,
     unseen: Unseen,

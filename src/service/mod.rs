@@ -138,6 +138,13 @@ impl Call {
 type Run = dyn Fn(Opening<'_>, Value, bool, &Arc<Schema>) -> Opened + Send + Sync;
 
 /// A procedure: its shape, what it takes and gives, and its handler.
+///
+/// ```
+/// use towpath::Procedure;
+/// use towpath::service::schema::number;
+///
+/// let half = Procedure::rpc(|_, n: f64| Ok(n / 2.0)).takes(number()).gives(number()).about("halves a number");
+/// ```
 pub struct Procedure {
     kind: Kind,
     init: Schema,
@@ -323,6 +330,12 @@ impl Procedure {
 }
 
 /// A named group of procedures.
+///
+/// ```
+/// use towpath::{Procedure, Service};
+///
+/// let clock = Service::new("clock").with("echo", Procedure::rpc(|_, text: String| Ok(text)));
+/// ```
 #[derive(Debug)]
 pub struct Service {
     name: String,
@@ -344,6 +357,13 @@ impl Service {
 }
 
 /// Everything a server offers.
+///
+/// ```
+/// use towpath::{Procedure, Service, Services};
+///
+/// let services = Services::new().with(Service::new("a").with("echo", Procedure::rpc(|_, text: String| Ok(text))));
+/// assert!(services.typescript().contains("echo"));
+/// ```
 #[derive(Debug, Default)]
 pub struct Services {
     procedures: Vec<(String, String, Procedure)>,

@@ -18,6 +18,21 @@ use crate::state::session::Cause;
 use crate::wire::bearer::{self, Bearer, Carriers, Ear, Line};
 
 /// A server of sessions. Dropping it ends every session, cancels every call, and joins its threads.
+///
+/// ```
+/// use std::sync::Arc;
+/// use towpath::client::session::{Client, DialWith, Options};
+/// use towpath::{Procedure, Rt, Service, Services, Sessions};
+///
+/// let rt = Rt::real();
+/// let math = Service::new("math").with("double", Procedure::rpc(|_, n: u64| Ok(n * 2)));
+/// let sessions = Sessions::builder(&rt, Services::new().with(math)).start()?;
+/// let memory = sessions.memory_dialer();
+/// let dialer = DialWith::new(&rt, move |ear| Ok(memory.dial(ear)?.0));
+/// let client = Client::start(&rt, "me", "SERVER", Arc::new(dialer), Options::default())?;
+/// assert_eq!(client.rpc::<_, u64>("math", "double", &21)?, 42);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Server {
     rt: Rt,
     doorbell: Doorbell,

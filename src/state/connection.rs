@@ -15,6 +15,13 @@ use super::batch::Merge;
 use super::time::Wall;
 
 /// What kind of connection it is.
+///
+/// ```
+/// use towpath::ConnectionKind;
+///
+/// assert_eq!(ConnectionKind::named("ssh"), Some(ConnectionKind::Ssh));
+/// assert!(ConnectionKind::Tunnel.is_point_in_time());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -87,6 +94,10 @@ impl Kind {
 }
 
 /// Whether a record tells of a beginning or of an end.
+///
+/// ```
+/// assert_eq!(towpath::ConnectionStatus::Connected.as_str(), "connected");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -112,6 +123,16 @@ impl Status {
 }
 
 /// One event in the life of a connection. Only `id`, `time`, `kind` and `status` are needed.
+///
+/// ```
+/// use towpath::{ConnectionKind, ConnectionStatus, Record, Rt};
+///
+/// let rt = Rt::real();
+/// let record = Record {
+///     agent_name: "main".into(),
+///     ..Record::new(rt.uuid_v7(), rt.wall(), ConnectionKind::Vscode, ConnectionStatus::Connected)
+/// };
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Names the record; must be new for each (UUIDv7 keeps the database's index warm).
@@ -274,6 +295,14 @@ pub struct End {
 /// - `end` is that of the disconnect with the smallest `(time, id)`;
 /// - everything else is that of the record with the smallest `(time, id)`, and so is the row's id.
 ///   The `code` column is the end's, once there is an end.
+///
+/// ```
+/// use towpath::{ConnectionKind, ConnectionStatus, Record, Row, Rt};
+///
+/// let rt = Rt::real();
+/// let row = Row::from(Record::new(rt.uuid_v7(), rt.wall(), ConnectionKind::Ssh, ConnectionStatus::Connected));
+/// assert!(row.is_ongoing());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// The earliest record.

@@ -15,6 +15,12 @@ use crate::state::time::Wall;
 pub const ROWS_PER_STATEMENT: usize = 1_000;
 
 /// What is asked of the connection log. Newest first.
+///
+/// ```
+/// use towpath::{ConnectionKind, ConnectionQuery};
+///
+/// let query = ConnectionQuery { kinds: vec![ConnectionKind::Ssh], ongoing: Some(true), ..ConnectionQuery::default() };
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct ConnectionQuery {
     /// Whose.

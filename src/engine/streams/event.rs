@@ -10,6 +10,14 @@ use crate::codec::token::Token;
 use crate::store::streams::{Kind, MessageRow, QueuedRow};
 
 /// Something a follower is told. Whoever keeps the last `token` can come back with it and misses nothing.
+///
+/// ```
+/// let engine = towpath::Engine::builder().start()?;
+/// engine.streams().create("chat/1", Default::default())?;
+/// let event = engine.streams().follow("chat/1", Default::default())?.next().expect("a follow says hello");
+/// assert_eq!(event.what.name(), "hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// Where the follower stands after it.
@@ -21,6 +29,19 @@ pub struct Event {
 }
 
 /// What a follower is told.
+///
+/// ```
+/// use towpath::What;
+///
+/// /// Keeps a draft of what is being produced, as a viewer does.
+/// fn show(draft: &mut Vec<String>, what: &What) {
+///     match what {
+///         What::Part { part, .. } => draft.push(part.to_string()),
+///         What::Commit { .. } | What::Reset(_) => draft.clear(),
+///         _ => {}
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum What {
     /// The first event of every follow.

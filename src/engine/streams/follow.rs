@@ -19,6 +19,13 @@ use super::{StreamError, Streams, address};
 const EVENTS: usize = 256;
 
 /// How to follow.
+///
+/// ```
+/// use towpath::{FollowOptions, Since};
+///
+/// // What happens from now on, and only the durable part of it.
+/// let options = FollowOptions { since: Since::Now, parts: false };
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FollowOptions {
     /// From where.
@@ -37,6 +44,29 @@ impl Default for FollowOptions {
 ///
 /// An iterator whose `next` blocks. After [`What::Closed`] it ends. Keep the last event's token: whoever
 /// follows again from there misses nothing and gets nothing twice.
+///
+/// ```
+/// use towpath::{Engine, FollowOptions, Since, What};
+///
+/// let engine = Engine::builder().start()?;
+/// let streams = engine.streams();
+/// streams.create("chat/1", Default::default())?;
+/// streams.append("chat/1", None, &"one")?;
+/// let mut follow = streams.follow("chat/1", FollowOptions::default())?;
+/// assert!(follow.any(|event| matches!(event.what, What::Message(_))));
+///
+/// // Gone for a while: come back with the token, and get what was missed.
+/// let token = follow.token().expect("an event was taken");
+/// drop(follow);
+/// streams.append("chat/1", None, &"two")?;
+/// let options = FollowOptions { since: Since::After(token), ..FollowOptions::default() };
+/// let missed = streams.follow("chat/1", options)?.find_map(|event| match event.what {
+///     What::Message(row) => Some(row.id),
+///     _ => None,
+/// });
+/// assert_eq!(missed, Some(2));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Follow {
     streams: Streams,
     stream: Uuid,

@@ -27,6 +27,12 @@ const RETRY: Duration = Duration::from_millis(20);
 pub type FollowerId = u64;
 
 /// Where somebody wants to follow from.
+///
+/// ```
+/// use towpath::{FollowOptions, Since};
+///
+/// let options = FollowOptions { since: Since::Now, ..FollowOptions::default() };
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Since {
     /// From the first message.

@@ -14,6 +14,22 @@ use super::{Accepted, Alive, ClaimedTurn, StreamError, Streams, Written, draft};
 
 /// A claim on a stream. Dropping it without having finished says that the producer is lost, and the stream
 /// becomes what it asks for then.
+///
+/// ```
+/// let engine = towpath::Engine::builder().start()?;
+/// let streams = engine.streams();
+/// streams.create("chat/1", Default::default())?;
+/// let turn = streams.run("chat/1")?;
+/// for word in ["one ", "two"] {
+///     if turn.cancelled().is_cancelled() {
+///         return Ok(turn.abort()?); // somebody interrupts
+///     }
+///     turn.part(&word)?;
+/// }
+/// turn.commit(Some("assistant"), &"one two")?;
+/// turn.finish()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct TurnHandle {
     streams: Streams,
     claimed: ClaimedTurn,
