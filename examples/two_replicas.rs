@@ -3,7 +3,13 @@
 //!
 //!     cargo run --example two_replicas
 //!
-//! You will see `1: "one"`, `2: "two"`, `3: "three"`, then the message, then `done`.
+//! ```text
+//! 1: "one"
+//! 2: "two"
+//! 3: "three"
+//! "one two three"
+//! done
+//! ```
 
 use std::sync::Arc;
 

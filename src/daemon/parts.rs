@@ -63,8 +63,18 @@ pub(super) fn builder(config: &Config, relay_url: Option<String>) -> Builder {
         bound: in_memory(config.metadata.keys_max),
         ..MetadataSettings::default()
     };
-    let builder =
-        Engine::builder().data(&config.store.data).spool(spool).connections(connections).metadata(metadata);
+    let streams = Limits {
+        lease: config.streams.lease,
+        renew_every: config.streams.renew_every,
+        producer_silence_max: config.streams.producer_silence,
+        ..Limits::default()
+    };
+    let builder = Engine::builder()
+        .data(&config.store.data)
+        .streams(streams)
+        .spool(spool)
+        .connections(connections)
+        .metadata(metadata);
     let builder = match relay_url {
         Some(url) => builder.relay_url(url),
         None => builder,
