@@ -218,6 +218,7 @@ impl Daemon {
             // With a receipt only where the caller asks for one (`Prefer: durable`).
             front::connections::routes(engine.connections(), false),
             front::replicas::routes(engine.replicas()),
+            front::live::routes(engine.streams()),
         ];
         others.into_iter().flatten().for_each(|route| router.add(route));
 

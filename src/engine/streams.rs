@@ -49,7 +49,9 @@ pub use event::{Ended, Event, Hello, Reset, What};
 pub use figures::RelayFigures;
 pub use follow::{Follow, FollowOptions};
 pub use follower::{FollowerId, Format, QUEUE_BYTES_MAX, QUEUE_WAIT_MAX, Since};
-pub use room::{Accepted, Alive, RELAY_MESSAGE_MAX, RELAY_PATH, RELAY_TICKET, RelayWays, Then, TurnRead};
+pub use room::{
+    Accepted, Alive, Living, RELAY_MESSAGE_MAX, RELAY_PATH, RELAY_TICKET, RelayWays, Then, TurnRead,
+};
 pub use turn::TurnHandle;
 pub use writes::Written;
 
@@ -1114,6 +1116,32 @@ impl Streams {
             // Ended: nobody is left to hear.
             Err(_) => Ok(()),
         })
+    }
+
+    /// Gives what goes on in the streams that are followed or produced on this replica, in no order.
+    pub fn living_then(&self, then: impl FnOnce(Vec<Living>) + Send + 'static) {
+        let shards = &self.shared.shards.0;
+        let gathered = Arc::new(rt::Lock::new((shards.len(), Vec::new(), Some(then))));
+        for inbox in shards.iter() {
+            let gather = {
+                let gathered = gathered.clone();
+                move |found: Vec<Living>| {
+                    let mut all = gathered.lock();
+                    all.0 -= 1;
+                    all.1.extend(found);
+                    let over = (all.0 == 0).then(|| (std::mem::take(&mut all.1), all.2.take()));
+                    drop(all);
+                    if let Some((found, Some(then))) = over {
+                        then(found);
+                    }
+                }
+            };
+            // A room that is full or has ended says nothing; what the others say still counts.
+            let silent = gather.clone();
+            if inbox.try_data(Message::Living(Box::new(gather))).is_err() {
+                silent(Vec::new());
+            }
+        }
     }
 
     /// Tells followers that this replica is about to stop.

@@ -68,6 +68,7 @@ mod dashboard;
 mod gate;
 #[cfg(feature = "jwt")]
 mod jwt;
+pub mod live;
 mod openapi;
 pub mod pipes;
 mod query;

@@ -47,7 +47,8 @@ impl Request {
     /// # Errors
     /// A 400 to send: a typo in a filter must not answer with everything.
     pub fn query_of(&self, known: &[&str]) -> Result<&Query, Response> {
-        match self.query.surprise(known) {
+        // What may come by ticket may come to any route.
+        match self.query.surprise(&[known, &["ticket"]].concat()) {
             None => Ok(&self.query),
             Some(key) => {
                 let detail = format!("the query parameter `{key}` is unknown here or came twice");

@@ -90,6 +90,8 @@ pub(super) enum Message {
         /// The link.
         link: LinkHandle,
     },
+    /// Somebody wants to know what is followed and produced here.
+    Living(Box<dyn FnOnce(Vec<Living>) + Send>),
     /// The engine is about to stop.
     Drain,
     /// Hints were lost: look at the flag.
@@ -104,6 +106,17 @@ pub(super) struct Newcomer {
     pub parts: bool,
     pub tap: Tap,
     pub previous: Option<&'static str>,
+}
+
+/// What goes on in a stream on one replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Living {
+    /// Which stream.
+    pub stream: Uuid,
+    /// How many follow it here.
+    pub followers: usize,
+    /// The newest turn whose parts are here, and the number of its last part.
+    pub turn: Option<(u32, u32)>,
 }
 
 /// A claim that was written.
@@ -378,12 +391,24 @@ impl StreamsRoom {
             Message::Renewed(held, asked) => self.renewed(&held, asked),
             Message::Links(batch) => self.links(now, batch),
             Message::Serve { stream, tag, link } => self.serve(now, stream, tag, link),
+            Message::Living(then) => then(self.living()),
             Message::Drain => self.drain(now),
             Message::Wake => {}
         }
     }
 
     // Followers come and go.
+
+    /// What goes on in each stream that is followed or has parts here.
+    fn living(&self) -> Vec<Living> {
+        let some = self.streams.iter().filter(|(_, entry)| !entry.is_idle());
+        some.map(|(id, entry)| Living {
+            stream: *id,
+            followers: entry.followers.len(),
+            turn: entry.turns.last().map(|turn| (turn.number(), turn.last())),
+        })
+        .collect()
+    }
 
     fn follow(&mut self, newcomer: Newcomer) {
         let Newcomer { id, stream, since, parts, tap, previous } = newcomer;
