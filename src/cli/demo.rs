@@ -1,6 +1,9 @@
 //! `towpath demo`
 
+mod boat;
+
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,15 +11,15 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Api, Failure, say};
-use crate::client::http::ApiError;
 use crate::rt::{Receiver, RecvTimeoutError, Rt, Sender, Thread};
 
-/// Serve, and play: chats with a slow model, a fleet of agents, connections that come and go
+/// Serve, and play: chats with viewers, a fleet of agents, a pipe on a bad network, visitors
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  towpath demo\n  towpath demo --listen 127.0.0.1:8080\n\n\
-    Then open the address in a browser, or `towpath follow demo/chat-1`. Nothing is kept: the store\n\
-    is in memory. Every so often a worker is dropped in the middle of a turn, to watch what followers\n\
-    see.")]
+    Then open the address in a browser, or `towpath follow demo/chat-1`, or `towpath top`. Nothing is\n\
+    kept: the store is in memory. In the third chat a worker goes now and then, in the middle of a\n\
+    turn; half a minute later its lease is over and a second worker takes the stream. A pipe's link is cut every\n\
+    few seconds; no byte of it is lost.")]
 pub(super) struct Demo {
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:7700", value_name = "ADDRESS")]
@@ -35,6 +38,7 @@ struct Stage {
 
 impl Demo {
     pub(super) fn run(self) -> Result<(), Failure> {
+        let harbour = boat::Harbour::open(&Rt::real())?;
         let data = std::env::temp_dir().join(format!("towpath-demo-{}", std::process::id()));
         let mut stage = None;
         let served = super::serve::serve_with(
@@ -44,9 +48,10 @@ impl Demo {
                 ("--log", "log.level", self.log.clone()),
                 ("--data", "store.data", data.to_string_lossy().into_owned()),
                 ("--store", "store.url", "memory".to_owned()),
+                ("--allow", "pipes.allow", harbour.target()),
             ],
             &mut |url| {
-                match Stage::set(url) {
+                match Stage::set(url, &harbour.target()) {
                     Ok(set) => stage = Some(set),
                     // The daemon serves all the same.
                     Err(error) => log::warn!("the demo cannot play: {error:?}"),
@@ -55,6 +60,7 @@ impl Demo {
             },
         );
         drop(stage);
+        drop(harbour);
         put_away(&data);
         served
     }
@@ -67,7 +73,7 @@ fn put_away(data: &PathBuf) {
 }
 
 impl Stage {
-    fn set(url: &str) -> Result<Stage, Failure> {
+    fn set(url: &str, harbour: &str) -> Result<Stage, Failure> {
         let rt = Rt::real();
         let mut stage = Stage { _stop: Vec::new(), _players: Vec::new() };
         let mut play =
@@ -82,6 +88,21 @@ impl Stage {
             play(
                 format!("demo-chat-{number}"),
                 Box::new(move |rt, api, stopped| chat(&rt, &api, &stopped, number)),
+            )?;
+        }
+        // Two people read the first chat, one each of the others.
+        for (viewer, number) in [1, 1, 2, 3].into_iter().enumerate() {
+            play(
+                format!("demo-viewer-{viewer}"),
+                Box::new(move |rt, api, stopped| view(&rt, &api, &stopped, number)),
+            )?;
+        }
+        play("demo-rescue".to_owned(), Box::new(|rt, api, stopped| rescue(&rt, &api, &stopped)))?;
+        for (name, flaky) in [("demo-boat-flaky", true), ("demo-boat-calm", false)] {
+            let (url, target) = (url.to_owned(), harbour.to_owned());
+            play(
+                name.to_owned(),
+                Box::new(move |rt, _, stopped| boat::sail(&rt, &stopped, &url, &target, flaky)),
             )?;
         }
         play("demo-fleet".to_owned(), Box::new(|rt, api, stopped| fleet(&rt, &api, &stopped)))?;
@@ -111,53 +132,87 @@ const ANSWERS: &[&str] = &[
 
 /// One chat: a question, an answer part by part; now and then the worker goes in the middle.
 fn chat(rt: &Rt, api: &Api, stopped: &Receiver<()>, number: usize) {
-    let name = format!("/v1/streams/demo/chat-{number}");
+    let name = format!("demo/chat-{number}");
+    let at = format!("/v1/streams/{name}");
     // It may be there from before; what follows says if anything else is wrong.
-    let _ = api.put(&name, &json!({ "labels": { "demo": "yes" } }));
+    let _ = api.put(&at, &json!({ "labels": { "demo": "yes" } }));
     let mut rand = rt.rand("demo-chat");
     let mut round = number;
     while pause(rt, stopped, 500 + rand.below(4_000)) {
-        round += 1;
-        let _ = api.post(
-            &format!("{name}/messages"),
-            &json!({ "role": "user", "content": QUESTIONS[round % QUESTIONS.len()] }),
-        );
-        let claimed = match api.post(&format!("{name}/turns"), &json!({})) {
-            Ok(claimed) => claimed,
-            // The worker before this one went without a word: its lease runs out in a while.
-            Err(ApiError::Problem { status: 409, .. }) => continue,
-            Err(_) => continue,
-        };
-        let (turn, lease) =
-            (claimed["turn"].to_string(), claimed["lease"].as_str().unwrap_or_default().to_owned());
-        let at = |what: &str| format!("{name}/turns/{turn}/{what}");
-        let with_lease = |path: &str, kind: &str, text: String| {
-            api.send(
-                "POST",
-                path,
-                &[("towpath-lease", &lease), ("content-type", kind)],
-                Some(&mut text.as_bytes()),
-            )
-        };
-        let answer = ANSWERS[round % ANSWERS.len()];
-        let goes = rand.below(12) == 0;
-        let words = answer.split_inclusive(' ').count();
-        for (at_word, word) in answer.split_inclusive(' ').enumerate() {
-            let lost =
-                with_lease(&at("parts"), "application/x-ndjson", format!("{}\n", Value::from(word))).is_err();
-            if lost || goes && at_word > words / 2 || !pause(rt, stopped, 40 + rand.below(160)) {
-                break;
-            }
-        }
-        if goes {
+        // The worker before this one went without a word: another takes the stream when the lease is over.
+        if !matches!(api.get(&format!("{at}/state")), Ok(state) if state["turn"].is_null()) {
             continue;
         }
-        let _ = with_lease(
-            &at("commit"),
-            "application/json",
-            json!({ "role": "assistant", "content": answer }).to_string(),
+        round += 1;
+        let _ = api.post(
+            &format!("{at}/messages"),
+            &json!({ "role": "user", "content": QUESTIONS[round % QUESTIONS.len()] }),
         );
-        let _ = with_lease(&at("finish"), "application/json", json!({ "status": "done" }).to_string());
+        let Ok(claimed) = api.post(&format!("{at}/turns"), &json!({})) else { continue };
+        // The third chat has the worker that does not last.
+        let goes = number == 3 && rand.below(4) == 0;
+        produce(rt, api, stopped, &name, &claimed, ANSWERS[round % ANSWERS.len()], goes);
+    }
+}
+
+/// Whatever a worker left behind, this one finishes.
+fn rescue(rt: &Rt, api: &Api, stopped: &Receiver<()>) {
+    while pause(rt, stopped, 1_000) {
+        let Ok(claimed) = api.post("/v1/turns/next", &json!({ "labels": { "demo": "yes" } })) else {
+            continue;
+        };
+        let Some(id) = claimed["stream"].as_str() else { continue };
+        let answer = "The worker before me went away in the middle of its turn, and its lease ran out. \
+                      I took the stream and go on.";
+        produce(rt, api, stopped, id, &claimed, answer, false);
+    }
+}
+
+/// Says an answer word by word under a claim; with `goes`, stops in the middle without a word.
+fn produce(
+    rt: &Rt,
+    api: &Api,
+    stopped: &Receiver<()>,
+    stream: &str,
+    claimed: &Value,
+    answer: &str,
+    goes: bool,
+) {
+    let (turn, lease) = (claimed["turn"].to_string(), claimed["lease"].as_str().unwrap_or_default());
+    let send = |what: &str, kind: &str, text: String| {
+        let headers = [("towpath-lease", lease), ("content-type", kind)];
+        api.send(
+            "POST",
+            &format!("/v1/streams/{stream}/turns/{turn}/{what}"),
+            &headers,
+            Some(&mut text.as_bytes()),
+        )
+    };
+    let mut rand = rt.rand("demo-words");
+    let words = answer.split_inclusive(' ').count();
+    for (at_word, word) in answer.split_inclusive(' ').enumerate() {
+        let lost = send("parts", "application/x-ndjson", format!("{}\n", Value::from(word))).is_err();
+        if lost || goes && at_word > words / 2 {
+            return;
+        }
+        // Told to end: what was said so far is what there is.
+        if !pause(rt, stopped, 40 + rand.below(160)) {
+            break;
+        }
+    }
+    let body = json!({ "role": "assistant", "content": answer });
+    let _ = send("commit", "application/json", body.to_string());
+    let _ = send("finish", "application/json", json!({ "status": "done" }).to_string());
+}
+
+/// Somebody who reads along, and comes back after any end of the connection.
+fn view(rt: &Rt, api: &Api, stopped: &Receiver<()>, number: usize) {
+    let path = format!("/v1/streams/demo/chat-{number}/events");
+    while pause(rt, stopped, 1_000) {
+        let Ok(answer) = api.send("GET", &path, &[("accept", "text/event-stream")], None) else { continue };
+        let (mut events, mut page) = (answer.into_reader(), [0; 4_096]);
+        // Ends when the daemon does.
+        while events.read(&mut page).is_ok_and(|read| read > 0) {}
     }
 }
 

@@ -11,6 +11,7 @@ mod batching;
 #[cfg(feature = "postgres")]
 mod bus_postgres;
 mod cli_config;
+mod cli_demo;
 mod cli_help;
 mod cli_pipe;
 mod cli_serve;

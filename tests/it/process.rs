@@ -81,10 +81,27 @@ impl Daemon {
     }
 
     pub(crate) fn start_with(arguments: &[&str], adjust: impl FnOnce(&mut Command)) -> Daemon {
-        let data = tempfile::tempdir().expect("a temporary folder");
+        Daemon::start_in(tempfile::tempdir().expect("a temporary folder"), arguments, adjust)
+    }
+
+    /// Starts one on a data directory that was used before.
+    pub(crate) fn start_in(
+        data: tempfile::TempDir,
+        arguments: &[&str],
+        adjust: impl FnOnce(&mut Command),
+    ) -> Daemon {
         let mut command = towpath(&["serve", "--listen", "127.0.0.1:0", "--data"]);
-        command.arg(data.path()).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.arg(data.path()).args(arguments);
         adjust(&mut command);
+        let mut daemon = Daemon::start_command(command);
+        daemon.data = data;
+        daemon
+    }
+
+    /// Starts whatever serves and says so in one line.
+    pub(crate) fn start_command(mut command: Command) -> Daemon {
+        let data = tempfile::tempdir().expect("a temporary folder");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("towpath starts");
         let log = lines(child.stderr.take().expect("piped"));
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
@@ -136,6 +153,14 @@ impl Daemon {
         }
         let status = self.child.wait().expect("it can be waited for");
         (status.code().unwrap_or_else(|| panic!("killed: {status}; {text}")), text)
+    }
+
+    /// Stops it and waits for its end; its data directory.
+    pub(crate) fn stop(mut self) -> tempfile::TempDir {
+        self.signal("TERM");
+        let status = self.child.wait().expect("it can be waited for");
+        assert_eq!(status.code(), Some(0), "it stops when told");
+        std::mem::replace(&mut self.data, tempfile::tempdir().expect("a temporary folder"))
     }
 
     /// GET; the status and the body.
