@@ -15,6 +15,7 @@ mod private;
 mod probe;
 pub mod river;
 mod signals;
+pub mod upkeep;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::engine::pipes::{self, Pipes};
 use crate::engine::worker::Crew;
 use crate::front::{self, Credentials, Gate, Router, Tokens, add_dashboard};
 use crate::metrics::{Described, Metrics};
-use crate::rt::{Moment, Receiver, RecvTimeoutError, Rt, Thread};
+use crate::rt::{Moment, Receiver, RecvTimeoutError, Rt, Sender, Thread};
 use crate::service::server::Server;
 use crate::wire::{Bound, IoThreads, Limits, Listener, Running};
 use crate::{Code, Error, Result};
@@ -70,7 +71,7 @@ pub fn serve(mut config: Config, callbacks: Callbacks<'_>) -> Result<Ended> {
     let manager = notify::Manager::find();
     // Before anything starts: a stop asked for while we begin must not kill us half-way.
     let (listener, asked) = signals::Listener::start(&rt)?;
-    let daemon = Daemon::start(&rt, &config)?;
+    let daemon = Daemon::build(&rt, &config, Some(listener.teller()))?;
     (callbacks.ready)(daemon.addresses());
     manager.ready("serving");
 
@@ -91,7 +92,15 @@ pub fn serve(mut config: Config, callbacks: Callbacks<'_>) -> Result<Ended> {
             Ok(Asked::Stop) | Err(RecvTimeoutError::Disconnected) => break Ended::Clean,
             Ok(Asked::Reload) => {
                 manager.reloading(rt.now().0 / 1_000);
-                reload(&daemon, &mut config, callbacks.reload);
+                let _ = reload(&daemon, &mut config, callbacks.reload);
+                manager.ready("serving");
+            }
+            Ok(Asked::ReloadFor(reply)) => {
+                manager.reloading(rt.now().0 / 1_000);
+                match reload(&daemon, &mut config, callbacks.reload) {
+                    Ok(later) => reply.json(200, &json!({ "needs_restart": later })),
+                    Err(error) => reply.problem(409, "bad_config", &error),
+                }
                 manager.ready("serving");
             }
             Ok(Asked::Dump) => log::info!(target: "towpath/dump", "{}", daemon.dump(&config)),
@@ -107,8 +116,12 @@ pub fn serve(mut config: Config, callbacks: Callbacks<'_>) -> Result<Ended> {
     Ok(ended)
 }
 
-/// All or nothing: an error keeps what holds.
-fn reload(daemon: &Daemon, config: &mut Config, read: &mut dyn FnMut() -> Result<Config, String>) {
+/// All or nothing: an error keeps what holds. Answers the settings that need a restart.
+fn reload(
+    daemon: &Daemon,
+    config: &mut Config,
+    read: &mut dyn FnMut() -> Result<Config, String>,
+) -> Result<Vec<&'static str>, String> {
     let read = read().and_then(|new| {
         let said = |error: Error| error.to_string();
         Ok((tokens(&new).map_err(said)?, allow_list(&new).map_err(said)?, new))
@@ -117,7 +130,7 @@ fn reload(daemon: &Daemon, config: &mut Config, read: &mut dyn FnMut() -> Result
         Ok(read) => read,
         Err(error) => {
             log::error!(target: "towpath/reload_failed", "the configuration stays as it was: {error}");
-            return;
+            return Err(error);
         }
     };
     daemon.gate.set_tokens(tokens);
@@ -131,15 +144,16 @@ fn reload(daemon: &Daemon, config: &mut Config, read: &mut dyn FnMut() -> Result
     if later.is_empty() {
         log::info!(target: "towpath/reloaded", "the configuration was read again");
     } else {
-        let later = later.join(", ");
-        log::warn!(target: "towpath/reloaded", "the configuration was read again; these need a restart: {later}");
+        let names = later.join(", ");
+        log::warn!(target: "towpath/reloaded", "the configuration was read again; these need a restart: {names}");
     }
+    Ok(later)
 }
 
 /// Ends the process when a stop takes too long, or at once when a second one is asked for.
 struct Watch {
     /// Dropped first: the thread sees it and ends.
-    _done: crate::rt::Sender<()>,
+    _done: Sender<()>,
     _thread: Thread<()>,
 }
 
@@ -154,7 +168,7 @@ impl Watch {
                     Err(RecvTimeoutError::Disconnected) | Ok(()) => return,
                     Err(RecvTimeoutError::Timeout) => {}
                 }
-                if asked.try_recv() == Ok(Asked::Stop) {
+                if matches!(asked.try_recv(), Ok(Asked::Stop)) {
                     log::warn!(target: "towpath/stopped_at_once", "told to stop twice: what is spooled stays there");
                     give_up();
                 }
@@ -189,6 +203,11 @@ impl Daemon {
     /// # Errors
     /// When the store, the data directory, a thread or an address is not to be had.
     pub fn start(rt: &Rt, config: &Config) -> Result<Daemon> {
+        Daemon::build(rt, config, None)
+    }
+
+    /// With `asked`, there is somebody who reads the configuration again when he is told to.
+    fn build(rt: &Rt, config: &Config, asked: Option<Sender<Asked>>) -> Result<Daemon> {
         let links = limits::raise_descriptors();
         let crew = Crew::new(rt);
         let condition = Arc::new(Condition::new(&crew));
@@ -238,7 +257,8 @@ impl Daemon {
         let private = private.open(rt, for_replicas)?;
 
         let figures = metrics.described();
-        operations::add_routes(&mut router, &condition, &gate, engine.replicas(), metrics.into_exposition());
+        let replicas = engine.replicas();
+        operations::add_routes(&mut router, &condition, &gate, replicas, metrics.into_exposition(), asked);
         let listener = listen(&config.server.listen)?;
         let limits = Limits { links: usize::try_from(links).unwrap_or(usize::MAX), ..Limits::default() };
         let doors = io.start(limits, vec![listener], Arc::new(router))?;

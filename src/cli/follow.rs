@@ -121,7 +121,7 @@ impl Follow {
 }
 
 /// The `data` of the next event, or `None` at the end.
-fn next_event(lines: &mut impl BufRead) -> io::Result<Option<Value>> {
+pub(super) fn next_event(lines: &mut impl BufRead) -> io::Result<Option<Value>> {
     let mut data = String::new();
     let mut line = String::new();
     loop {

@@ -4,6 +4,8 @@
 //! ([`Api`]), prints to standard output and answers with a [`Failure`] when it could not. Help, man pages
 //! and completions come from the same derive.
 
+mod backup;
+mod bench;
 mod completions;
 mod config;
 mod connect;
@@ -11,14 +13,18 @@ mod connections;
 mod demo;
 mod doctor;
 mod failure;
+mod figures;
 mod follow;
 mod forward;
 mod health;
 mod man;
 mod metadata;
+mod moving;
 mod pipe;
 mod print;
+mod progress;
 mod publish;
+mod reload;
 mod remote;
 mod replicas;
 mod river;
@@ -26,6 +32,7 @@ mod serve;
 mod spool;
 mod stream;
 mod token;
+mod top;
 mod version;
 
 use std::ffi::OsString;
@@ -66,6 +73,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Backup(backup::Backup),
+    Bench(bench::Bench),
     Completions(completions::Completions),
     Config(config::Config),
     Connect(connect::Connect),
@@ -77,20 +86,25 @@ enum Command {
     Health(health::Health),
     Man(man::Man),
     Metadata(metadata::Metadata),
+    Move(moving::Move),
     Pipe(pipe::Pipe),
     Publish(publish::Publish),
+    Reload(reload::Reload),
     Replicas(replicas::Replicas),
     River(river::River),
     Serve(serve::Serve),
     Spool(spool::Spool),
     Stream(stream::Stream),
     Token(token::Token),
+    Top(top::Top),
     Version(version::Version),
 }
 
 impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
+            Command::Backup(command) => command.run(),
+            Command::Bench(command) => command.run(),
             Command::Completions(command) => command.run(),
             Command::Config(command) => command.run(),
             Command::Connect(command) => command.run(),
@@ -102,14 +116,17 @@ impl Command {
             Command::Health(command) => command.run(),
             Command::Man(command) => command.run(),
             Command::Metadata(command) => command.run(),
+            Command::Move(command) => command.run(),
             Command::Pipe(command) => command.run(),
             Command::Publish(command) => command.run(),
+            Command::Reload(command) => command.run(),
             Command::Replicas(command) => command.run(),
             Command::River(command) => command.run(),
             Command::Serve(command) => command.run(),
             Command::Spool(command) => command.run(),
             Command::Stream(command) => command.run(),
             Command::Token(command) => command.run(),
+            Command::Top(command) => command.run(),
             Command::Version(command) => command.run(),
         }
     }

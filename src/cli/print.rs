@@ -42,7 +42,8 @@ impl Table {
         say(self.text())
     }
 
-    fn text(&self) -> String {
+    /// It as text, without a line break behind.
+    pub(super) fn text(&self) -> String {
         let widths: Vec<usize> = (0..self.rows[0].len())
             .map(|column| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
             .collect();

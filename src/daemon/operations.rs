@@ -1,14 +1,16 @@
-//! The routes for whoever operates the daemon: `/healthz`, `/readyz`, `/metrics`, `/openapi.json`, and
-//! tickets.
+//! The routes for whoever operates the daemon: `/healthz`, `/readyz`, `/metrics`, `/openapi.json`,
+//! tickets and reading the configuration again.
 
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
 use super::condition::Condition;
+use super::signals::Asked;
 use crate::engine::replicas::{PeerSeen, Replicas};
-use crate::front::{Gate, Response, Route, Router, TICKET_LIFE};
+use crate::front::{Gate, Response, Role, Route, Router, TICKET_LIFE};
 use crate::metrics::{self, Exposition};
+use crate::rt::{Sender, TrySendError};
 
 fn peer(peer: &PeerSeen) -> Value {
     json!({ "id": peer.id, "hostname": peer.hostname, "relay_url": peer.relay_url, "error": peer.error })
@@ -21,6 +23,7 @@ pub(super) fn add_routes(
     gate: &Arc<Gate>,
     replicas: &Replicas,
     exposition: Exposition,
+    asked: Option<Sender<Asked>>,
 ) {
     let well = condition.clone();
     router.add(Route::get("/healthz").about("Whether the daemon lives").open().answers(&[200, 503]).to(
@@ -60,6 +63,23 @@ pub(super) fn add_routes(
             Err(response) => reply.send(response),
         }
     }));
+    let about = "Reads the configuration again, all or nothing; answers which settings need a restart";
+    router.add(Route::post("/v1/admin/reload").about(about).needs(Role::Admin).answers(&[200, 409, 503]).to(
+        move |_, reply| match &asked {
+            None => {
+                reply.problem(409, "no_configuration", "the program around this daemon holds its settings")
+            }
+            // Answered by the thread that holds the settings.
+            Some(asked) => {
+                if let Err(TrySendError::Full(left) | TrySendError::Disconnected(left)) =
+                    asked.try_send(Asked::ReloadFor(reply))
+                    && let Asked::ReloadFor(reply) = left
+                {
+                    reply.problem(503, "full", "the daemon is busy with other signals: try again");
+                }
+            }
+        },
+    ));
     let document = Arc::new(OnceLock::<String>::new());
     let told = document.clone();
     router.add(Route::get("/openapi.json").about("This description").open().to(move |_, reply| {

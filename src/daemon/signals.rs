@@ -4,15 +4,17 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
 
 use crate::Result;
-use crate::rt::{Receiver, Rt, Thread};
+use crate::front::Reply;
+use crate::rt::{Receiver, Rt, Sender, Thread};
 
 /// What somebody outside asks of the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     /// SIGTERM or SIGINT: stop; a second one: at once.
     Stop,
     /// SIGHUP: read the configuration again.
     Reload,
+    /// `POST /v1/admin/reload`: the same, and say how it went.
+    ReloadFor(Reply),
     /// SIGUSR1: write down what is going on.
     Dump,
 }
@@ -21,9 +23,9 @@ pub(super) enum Asked {
 const WAITING_MAX: usize = 8;
 
 /// The thread that listens for signals. Dropping it ends the listening and joins it.
-#[derive(Debug)]
 pub(super) struct Listener {
     handle: Handle,
+    tell: Sender<Asked>,
     // Joined when dropped, after `handle` was closed in `drop`.
     thread: Option<Thread<()>>,
 }
@@ -32,7 +34,8 @@ impl Listener {
     pub(super) fn start(rt: &Rt) -> Result<(Listener, Receiver<Asked>)> {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
         let handle = signals.handle();
-        let (tell, asked) = rt.channel("signals", WAITING_MAX);
+        let (teller, asked) = rt.channel("signals", WAITING_MAX);
+        let tell = teller.clone();
         // Blocks in the iterator; `handle.close` wakes it for the last time.
         let thread = rt.spawn("signals", move || {
             for signal in signals.forever() {
@@ -46,7 +49,12 @@ impl Listener {
                 let _ = tell.try_send(what);
             }
         })?;
-        Ok((Listener { handle, thread: Some(thread) }, asked))
+        Ok((Listener { handle, tell: teller, thread: Some(thread) }, asked))
+    }
+
+    /// For whoever asks the same by other ways than a signal.
+    pub(super) fn teller(&self) -> Sender<Asked> {
+        self.tell.clone()
     }
 }
 

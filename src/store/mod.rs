@@ -27,11 +27,14 @@ mod sql;
 pub mod sqlite;
 mod stream_rows;
 pub mod streams;
+#[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "only PostgreSQL takes rows over"))]
+mod tables;
 
 pub use connections::ConnectionStore;
 pub use metadata::MetadataStore;
 pub use replicas::ReplicaStore;
 pub use streams::StreamStore;
+pub use tables::Moved;
 
 /// Labels: a small map that is filtered by.
 pub type Labels = std::collections::BTreeMap<String, String>;

@@ -17,7 +17,7 @@ use super::dial::{Dial, classify};
 use super::metadata::{Sight, Upserted};
 use super::metadata_rows::MetadataRows;
 use super::replica_rows::ReplicaRows;
-use super::sql::{Arg, Database, Mode, Row, Sql, Value};
+use super::sql::{Arg, Database, Mode, Row, Sql, Value, begin_epoch};
 use super::stream_rows::StreamRows;
 use super::{
     ConnectionStore, Identity, MetadataStore, ReplicaStore, StoreError, Stores, StreamStore, newer_schema,
@@ -27,6 +27,7 @@ use crate::state::metadata::{Entry, Key};
 use crate::state::time::Wall;
 
 mod batches;
+mod moving;
 
 pub use super::dial::Patience;
 
@@ -68,8 +69,8 @@ impl PostgresStores {
     /// Gives the store another epoch: it was restored from a backup, and what followers remember may
     /// never have happened in it. To be called before anything else uses the store.
     pub fn begin_epoch(&mut self, epoch: Uuid) -> Result<(), StoreError> {
-        let mut client = self.dial.connect()?;
-        client.execute("UPDATE store SET epoch = $1", &[&epoch]).map_err(|e| classify(&e))?;
+        let store = self.identity.store;
+        self.database()?.transact(Mode::Write, |sql| begin_epoch(sql, store, epoch))?;
         self.identity.epoch = epoch;
         Ok(())
     }

@@ -7,6 +7,7 @@
 //! Time comes from two functions that both databases have: `towpath_now()` and
 //! `towpath_after(microseconds)`; `towpath_has(labels, wanted)` says whether labels contain others.
 
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::metadata::{Sight, Upserted};
@@ -92,6 +93,22 @@ macro_rules! args {
     ($($value:expr),* $(,)?) => { &[$($crate::store::sql::Arg::from($value)),*] };
 }
 pub(crate) use args;
+
+/// Gives the store another epoch and every stream another tag, so that no token handed out before is taken
+/// for one of these rows. Streams that shared a tag, as forks do with their source, share the new one.
+pub(super) fn begin_epoch(sql: &mut dyn Sql, store: Uuid, epoch: Uuid) -> Result<(), StoreError> {
+    sql.execute("UPDATE store SET epoch = ?1", args![epoch])?;
+    for mut row in sql.query("SELECT id, tag FROM streams", args![])? {
+        let (id, tag) = (row.id()?, row.bytes()?);
+        let hash = Sha256::new()
+            .chain_update(store.as_bytes())
+            .chain_update(epoch.as_bytes())
+            .chain_update(tag)
+            .finalize();
+        sql.execute("UPDATE streams SET tag = ?2 WHERE id = ?1", args![id, &hash[..4]])?;
+    }
+    Ok(())
+}
 
 /// What a column holds. SQLite has no ids and no times: there they are bytes and integers.
 #[derive(Clone, Debug, PartialEq)]

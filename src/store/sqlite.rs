@@ -18,14 +18,16 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql, params_from_iter};
 use super::connection_rows::ConnectionRows;
 use super::metadata_rows::MetadataRows;
 use super::replica_rows::ReplicaRows;
-use super::sql::{Arg, Database, Mode, Row, Sql, Value};
+use super::sql::{Arg, Database, Mode, Row, Sql, Value, begin_epoch};
 use super::stream_rows::StreamRows;
 use super::streams::Sweep;
 use super::*;
 use crate::rt::Lock;
 use crate::state::time::Wall;
 
+pub mod backup;
 mod batches;
+mod tables;
 
 /// What a clock says now. A simulation hands over its own.
 pub type Clock = Arc<dyn Fn() -> Wall + Send + Sync>;
@@ -96,7 +98,8 @@ impl SqliteStores {
     }
 
     /// Stores in a directory, which is made if it is not there. All leases of streams end: whoever held
-    /// one was another run of this process. `fresh` is who the stores are if they are new.
+    /// one was another run of this process. `fresh` is who the stores are if they are new; its epoch is also
+    /// theirs when they come from a backup.
     pub fn open(path: &Path, clock: Clock, fresh: Identity) -> Result<SqliteStores, StoreError> {
         let at = |e: std::io::Error| {
             StoreError::fatal(
@@ -110,6 +113,7 @@ impl SqliteStores {
             let text = format!("{} is in use by another towpath; stop it or choose another", path.display());
             StoreError::fatal("directory_in_use", text)
         })?;
+        tables::check_not_moved(path)?;
         let now = Arc::new(AtomicI64::new(clock().0));
         for part in [&AGENTS, &CONNECTIONS] {
             migrate(&mut open_part(path, part, &now)?, part)?;
@@ -117,8 +121,14 @@ impl SqliteStores {
         let mut connection = open_part(path, &STREAMS, &now)?;
         migrate(&mut connection, &STREAMS)?;
         let identity = identify(&connection, fresh)?;
-        let stores =
+        let mut stores =
             SqliteStores { place: Where::Directory { path: path.into(), _lock: lock }, clock, identity };
+        let restored = path.join(backup::RESTORED);
+        if restored.exists() {
+            stores.begin_epoch(fresh.epoch)?;
+            std::fs::remove_file(&restored).map_err(at)?;
+            log::info!(target: "towpath/restored", "the store comes from a backup and begins a new epoch");
+        }
         let mut streams = stores.streams()?;
         while streams.sweep(Sweep::All, 1_000)?.len() == 1_000 {}
         Ok(stores)
@@ -127,9 +137,8 @@ impl SqliteStores {
     /// Gives the stores another epoch: they were restored from a backup, and what followers remember
     /// may never have happened in them. To be called before anything else uses the stores.
     pub fn begin_epoch(&mut self, epoch: Uuid) -> Result<(), StoreError> {
-        self.database(&STREAMS)?.transact(Mode::Write, |sql| {
-            sql.execute("UPDATE store SET epoch = ?1", &[Arg::Id(epoch)]).map(|_| ())
-        })?;
+        let store = self.identity.store;
+        self.database(&STREAMS)?.transact(Mode::Write, |sql| begin_epoch(sql, store, epoch))?;
         self.identity.epoch = epoch;
         Ok(())
     }

@@ -6,6 +6,8 @@ use crate::process::run;
 /// Every command, and the ones inside it.
 const COMMANDS: &[&[&str]] = &[
     &[],
+    &["backup"],
+    &["bench"],
     &["completions"],
     &["config"],
     &["config", "check"],
@@ -26,7 +28,9 @@ const COMMANDS: &[&[&str]] = &[
     &["metadata", "get"],
     &["metadata", "set"],
     &["metadata", "watch"],
+    &["move"],
     &["publish"],
+    &["reload"],
     &["replicas"],
     &["river"],
     &["river", "schema"],
@@ -48,6 +52,7 @@ const COMMANDS: &[&[&str]] = &[
     &["token"],
     &["token", "hash"],
     &["token", "new"],
+    &["top"],
     &["version"],
 ];
 

@@ -55,3 +55,68 @@ fn the_board_shows_figures_that_exist() {
         assert!(page.contains(&format!("`{name}`")), "docs/metrics.md has no {name}");
     }
 }
+
+/// What each proxy needs for a follow, a WebSocket, a pipe and an open body to pass as they are written.
+#[test]
+fn the_proxies_hold_nothing_back() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/deploy");
+    let read = |file: &str| fs::read_to_string(root.join(file)).expect("a file");
+    for (file, needed) in [
+        (
+            "nginx.conf",
+            &[
+                "proxy_http_version 1.1;",
+                "proxy_buffering off;",
+                "proxy_request_buffering off;",
+                "proxy_set_header Upgrade $http_upgrade;",
+                "proxy_set_header Connection $connection_upgrade;",
+                "proxy_set_header Host $host;",
+            ][..],
+        ),
+        ("Caddyfile", &["flush_interval -1", "versions 1.1"][..]),
+    ] {
+        let text = read(file);
+        for line in needed {
+            assert!(text.contains(line), "{file} lacks `{line}`");
+        }
+        // Longer than a few heartbeats, which come every 15 seconds.
+        let timeout = text.lines().find_map(|line| {
+            line.trim().strip_prefix("proxy_read_timeout ").or(line.trim().strip_prefix("read_timeout "))
+        });
+        let seconds: u64 = timeout
+            .and_then(|t| t.trim_end_matches(';').strip_suffix('s')?.parse().ok())
+            .expect("a time-out in seconds");
+        assert!(seconds >= 45, "{file} gives up a live read after {seconds} s");
+    }
+}
+
+#[test]
+fn every_page_of_the_manual_is_in_its_table_and_every_link_leads_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let index = fs::read_to_string(root.join("docs/README.md")).expect("a page");
+    let mut pages = vec![root.join("README.md"), root.join("ARCHITECTURE.md"), root.join("PROTOCOL.md")];
+    pages.push(root.join("examples/deploy/README.md"));
+    for entry in fs::read_dir(root.join("docs")).expect("docs/").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.ends_with(".md") {
+            continue;
+        }
+        assert!(
+            name == "README.md" || index.contains(&format!("]({name})")),
+            "docs/README.md does not list {name}"
+        );
+        pages.push(entry.path());
+    }
+    for page in pages {
+        let text = fs::read_to_string(&page).expect("a page");
+        let folder = page.parent().expect("a folder");
+        for (at, _) in text.match_indices("](") {
+            let link = &text[at + 2..at + text[at..].find(')').expect("a link ends")];
+            let file = link.split('#').next().unwrap_or_default();
+            if file.is_empty() || link.contains("://") {
+                continue;
+            }
+            assert!(folder.join(file).exists(), "{}: {link} leads nowhere", page.display());
+        }
+    }
+}

@@ -13,10 +13,12 @@ mod bus_postgres;
 mod cli_config;
 mod cli_demo;
 mod cli_help;
+mod cli_measure;
 mod cli_pipe;
 mod cli_serve;
 mod cli_streams;
 mod cli_token;
+mod cli_upkeep;
 #[cfg(feature = "postgres")]
 mod cluster;
 mod dashboard;
