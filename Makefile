@@ -1,7 +1,7 @@
 # A few words for people. Anything longer than two lines is a script in tests/ or Rust.
 .DEFAULT_GOAL := words
 SHELL := bash
-.PHONY: words run test check setup sim bench bench-check faults fuzz soak examples install flake
+.PHONY: words run test check setup sim bench bench-check faults fuzz soak examples install flake still
 
 LISTEN ?= 127.0.0.1:7700
 DATA ?= towpath-data
@@ -47,6 +47,10 @@ soak: ## every test named soak_* for MINUTES= each (TEST= part of a name)
 
 examples: ## run the examples that end by themselves and compare what they print with what they promise
 	cargo test --locked --test it examples:: -- --nocapture
+
+still: ## take docs/dashboard.png from a demo (needs `make setup`)
+	@cargo build --locked --quiet; cargo run --locked --quiet -- demo --listen 127.0.0.1:7711 & trap "kill $$!" EXIT; \
+	TOWPATH_URL=http://127.0.0.1:7711 node tests/interop/still.mjs docs/dashboard.png
 
 flake: ## the whole suite RUNS= times; one failure is a failure
 	for run in $$(seq $(RUNS)); do echo "run $$run"; cargo test --locked --quiet || exit 1; done
