@@ -4,7 +4,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::directory::Directory;
+use crate::engine::directory::Directory;
 use crate::rt::Rt;
 use crate::store::Moved;
 use crate::store::sqlite::SqliteStores;
