@@ -154,7 +154,7 @@ impl Server {
         let listener = std::os::unix::net::UnixListener::bind(path)?;
         let (rt, carriers, doorbell) = (self.rt.clone(), self.carriers.clone(), self.doorbell.clone());
         let stopped = rt.cancel_token();
-        let stop = stopped.clone();
+        let (stop, listening) = (stopped.clone(), listener.try_clone()?);
         let thread = self.rt.spawn("sessions-unix", move || {
             for socket in listener.incoming() {
                 if stopped.is_cancelled() {
@@ -173,7 +173,7 @@ impl Server {
                 }
             }
         })?;
-        self.listeners.lock().push(UnixListening { path: path.to_owned(), stop, _thread: thread });
+        self.listeners.lock().push(UnixListening { path: path.to_owned(), listening, stop, _thread: thread });
         Ok(())
     }
 
@@ -250,16 +250,20 @@ impl Memory {
 
 struct UnixListening {
     path: std::path::PathBuf,
+    listening: std::os::unix::net::UnixListener,
     stop: crate::rt::Cancel,
-    // Joined after the connection below woke it.
+    // Joined after it was woken below.
     _thread: Thread<()>,
 }
 
 impl Drop for UnixListening {
     fn drop(&mut self) {
         self.stop.cancel();
-        // Wakes it; when nobody can connect any more, it has ended by itself.
-        let _ = std::os::unix::net::UnixStream::connect(&self.path);
+        // Wakes it, also when its file is gone or another's by now.
+        if socket2::SockRef::from(&self.listening).shutdown(std::net::Shutdown::Both).is_err() {
+            // Where a listening socket cannot be shut, a connection wakes it.
+            let _ = std::os::unix::net::UnixStream::connect(&self.path);
+        }
         // A socket that is gone already is as it should be.
         let _ = std::fs::remove_file(&self.path);
     }

@@ -126,6 +126,17 @@ pub struct Expected {
     pub next_sent: u64,
 }
 
+impl Expected {
+    fn read(state: &Value) -> Option<Expected> {
+        let next_expected = state.get("nextExpectedSeq")?.as_u64()?;
+        let next_sent = match state.get("nextSentSeq") {
+            Some(number) => number.as_u64()?,
+            None => 0,
+        };
+        Some(Expected { next_expected, next_sent })
+    }
+}
+
 /// A client asks to begin a session or to go on with one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -133,8 +144,8 @@ pub struct Request {
     pub version: Version,
     /// The session, named by the client.
     pub session: String,
-    /// Where it stands.
-    pub expected: Expected,
+    /// Where it stands. The first clients of v1.1 do not say.
+    pub expected: Option<Expected>,
     /// What the server wants to know of its clients: a token, say.
     pub metadata: Option<Value>,
 }
@@ -151,11 +162,10 @@ impl Request {
         }
         let version = text("protocolVersion").ok_or_else(malformed)?;
         let session = text("sessionId").ok_or_else(malformed)?;
-        let expected = payload.get("expectedSessionState").ok_or_else(malformed)?;
-        let next_expected = expected.get("nextExpectedSeq").and_then(Value::as_u64).ok_or_else(malformed)?;
-        let next_sent = match expected.get("nextSentSeq") {
-            Some(number) => number.as_u64().ok_or_else(malformed)?,
-            None => 0,
+        let expected = match payload.get("expectedSessionState") {
+            Some(state) => Some(Expected::read(state).ok_or_else(malformed)?),
+            None if version == Version::V1_1.as_str() => None,
+            None => return Err(malformed()),
         };
         let version = Version::parse(version).ok_or_else(|| {
             let reason =
@@ -165,23 +175,27 @@ impl Request {
         Ok(Request {
             version,
             session: session.to_owned(),
-            expected: Expected { next_expected, next_sent },
+            expected,
             metadata: payload.get("metadata").cloned(),
         })
     }
 
+    /// How many messages the client has, as far as it says; nothing is to be sent again below that.
+    pub fn peer_has(&self) -> u64 {
+        self.expected.map_or(0, |expected| expected.next_expected)
+    }
+
     /// Writes the request.
     pub fn message(self, stream: String) -> Message {
-        let state = Value::map([
-            ("nextExpectedSeq", self.expected.next_expected.into()),
-            ("nextSentSeq", self.expected.next_sent.into()),
-        ]);
         let mut fields = vec![
             ("type".to_owned(), "HANDSHAKE_REQ".into()),
             ("protocolVersion".to_owned(), self.version.as_str().into()),
             ("sessionId".to_owned(), self.session.into()),
-            ("expectedSessionState".to_owned(), state),
         ];
+        let state = self.expected.map(|Expected { next_expected, next_sent }| {
+            Value::map([("nextExpectedSeq", next_expected.into()), ("nextSentSeq", next_sent.into())])
+        });
+        fields.extend(state.map(|state| ("expectedSessionState".to_owned(), state)));
         fields.extend(self.metadata.map(|metadata| ("metadata".to_owned(), metadata)));
         let message = Message::new(stream, Flags::NONE, Value::Map(fields));
         Message { tracing: Some(Tracing::default()), ..message }
@@ -277,9 +291,13 @@ pub fn decide(
     resumable: bool,
 ) -> Decision {
     let mismatch = |reason: String| Decision::Refuse(Refusal::new(RefusalCode::SessionStateMismatch, reason));
-    let Expected { next_expected, next_sent } = request.expected;
+    // A client that does not say where it stands is told by the id in the answer whether its session goes on.
+    let Expected { next_expected, next_sent } = request.expected.unwrap_or_default();
     match known {
         Some(known) if known.session == request.session && resumable => {
+            if request.expected.is_none() {
+                return Decision::Resume;
+            }
             if next_sent > known.received {
                 let want = known.received;
                 return mismatch(format!(
@@ -363,7 +381,7 @@ mod tests {
     }
 
     fn request(session: &str, next_expected: u64, next_sent: u64) -> Request {
-        let expected = Expected { next_expected, next_sent };
+        let expected = Some(Expected { next_expected, next_sent });
         Request { version: Version::V2_0, session: session.into(), expected, metadata: Some("m".into()) }
     }
 
@@ -452,6 +470,25 @@ mod tests {
         check(Some(("s", false, 5, 3)), request("s", 3, 6), takes, Err("client is in the future"));
         check(Some(("s", false, 5, 3)), request("s", 2, 5), takes, Err("server is in the future"));
         check(Some(("s", false, 5, 3)), request("s", 10, 5), takes, Err("never sent"));
+    }
+
+    #[test]
+    fn a_v1_1_client_that_does_not_say_where_it_stands_begins_or_goes_on() {
+        let silent = |session: &str| Request {
+            version: Version::V1_1,
+            expected: None,
+            metadata: None,
+            session: session.into(),
+        };
+        let read = |sent: Request| Request::read(&envelope(sent.message("x".into()).payload));
+        assert_eq!(read(silent("s")), Ok(silent("s")));
+        let newer = Request { version: Version::V2_0, ..silent("s") };
+        assert_eq!(read(newer).map_err(|refusal| refusal.code), Err(RefusalCode::MalformedHandshake));
+        let takes = SecondClient::TakesOver;
+        check(None, silent("s"), takes, Ok(Decision::Begin));
+        check(Some(("s", true, 5, 3)), silent("s"), takes, Ok(Decision::Resume));
+        check(Some(("other", true, 5, 3)), silent("s"), takes, Ok(Decision::Begin));
+        check(Some(("other", true, 5, 3)), silent("s"), SecondClient::IsRefused, Err("another client"));
     }
 
     #[test]

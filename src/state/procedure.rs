@@ -438,11 +438,15 @@ impl Served {
 
     /// The stream ends at once: the handler cancelled or failed, or the client broke a rule.
     pub fn fail(&mut self, stream: &str, failure: Failure, sink: &mut Vec<Serve>) {
-        if self.streams.remove(stream).is_none() {
-            return;
-        }
+        let Some(sides) = self.streams.remove(stream) else { return };
         self.cancelled.add(stream);
-        sink.push(Serve::Say(cancel(stream, &failure)));
+        if self.version == Version::V1_1 && sides.answers_open && !sides.kind.answers_once() {
+            // To a v1.1 client the bit that cancels is a bare close: why must be said before it.
+            sink.push(Serve::Say(Message::new(stream, Flags::NONE, write_answer(Err(failure.clone())))));
+            sink.push(Serve::Say(self.close_message(stream)));
+        } else {
+            sink.push(Serve::Say(cancel(stream, &failure)));
+        }
         sink.push(Serve::Broken { stream: stream.to_owned(), failure });
         sink.push(Serve::Finished { stream: stream.to_owned() });
     }

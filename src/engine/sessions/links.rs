@@ -240,7 +240,7 @@ impl<P: Procedures> Sessions<P> {
             entry.backlog.clear();
             entry.paused = false;
         }
-        self.step(now, key, Input::Attached { link, peer_has: request.expected.next_expected, refresh_at });
+        self.step(now, key, Input::Attached { link, peer_has: request.peer_has(), refresh_at });
     }
 
     /// Fresh metadata is asked for one handshake's time before the old expires.

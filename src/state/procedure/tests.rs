@@ -326,6 +326,20 @@ fn a_v1_1_client_closes_with_the_bit_that_now_cancels_and_closes_both_sides() {
 }
 
 #[test]
+fn a_v1_1_client_is_told_why_a_stream_fails_before_it_is_closed() {
+    let mut server = Server::speaking(Version::V1_1);
+    server.hears(message(Flags::OPEN, Some(("t", "str")), Value::Map(vec![])));
+    let broken = "broken UNCAUGHT_ERROR: m";
+    assert_eq!(
+        server.fails(UNCAUGHT_ERROR),
+        ["say - err UNCAUGHT_ERROR: m", "say Cancel CLOSE", broken, "finished"]
+    );
+    let mut server = Server::speaking(Version::V1_1);
+    server.hears(message(Flags(6), Some(("t", "rpc")), Value::Map(vec![])));
+    assert_eq!(server.fails(UNCAUGHT_ERROR), ["say Cancel err UNCAUGHT_ERROR: m", broken, "finished"]);
+}
+
+#[test]
 fn a_v1_1_client_may_begin_with_data_where_the_init_is_empty() {
     let mut server = Server::speaking(Version::V1_1);
     let first = message(Flags::OPEN, Some(("t", "up")), Value::Int(5));

@@ -269,10 +269,10 @@ impl Client {
                         let request = Request {
                             version: Version::V2_0,
                             session: core.id.clone(),
-                            expected: Expected {
+                            expected: Some(Expected {
                                 next_expected: core.numbers.received(),
                                 next_sent: core.numbers.oldest(),
-                            },
+                            }),
                             metadata,
                         };
                         let stream = core.ids.make();

@@ -6,7 +6,7 @@
 use std::mem;
 
 use super::{Action, Cause, Core, Event, Options, Receipt};
-use crate::state::envelope::{Envelope, Message, REHANDSHAKE_STREAM};
+use crate::state::envelope::{Envelope, Ids, Message, REHANDSHAKE_STREAM};
 use crate::state::handshake::{self, Known, Request, Response, Version};
 use crate::state::time::Moment;
 
@@ -21,6 +21,9 @@ pub struct Waiting {
 #[derive(Debug)]
 pub struct Session {
     core: Core,
+    /// The id it answers handshakes with: that of the client, except to clients that do not say where they stand.
+    /// Those know a server that lost the session by an id of its own that is not the one before.
+    named: String,
     state: State,
 }
 
@@ -114,9 +117,16 @@ impl Session {
         sink: &mut Vec<Action>,
     ) -> Session {
         let core = Core::new(me, peer, request.session.clone(), request.version, draw, options);
+        let named = match request.expected {
+            Some(_) => core.id.clone(),
+            // Not what the ids of its messages begin with.
+            None => {
+                format!("session-{}", Ids::drawn(draw.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)))
+            }
+        };
         sink.push(Action::Began { session: core.id.clone() });
         // Attached in the same breath; until then its grace is over.
-        Session { core, state: State::NoConnection { until: Moment::NEVER } }
+        Session { core, named, state: State::NoConnection { until: Moment::NEVER } }
     }
 
     /// Its id, named by the client.
@@ -271,7 +281,7 @@ impl Session {
         sink: &mut Vec<Action>,
     ) -> State {
         let stream = self.core.ids.make();
-        let welcome = Response::Welcome { session: self.core.id.clone() }.message(stream);
+        let welcome = Response::Welcome { session: self.named.clone() }.message(stream);
         let frame = self.core.frame_apart(&welcome);
         sink.push(Action::Write { link, frame });
         let connected = self.core.resend(link, peer_has, sink);

@@ -6,7 +6,7 @@ use super::client::{self, Client, Retry};
 use super::server;
 use super::*;
 use crate::codec::{Bounds, Codec};
-use crate::state::handshake::{Decision, RefusalCode, Request, Response, SecondClient, decide};
+use crate::state::handshake::{Decision, Expected, RefusalCode, Request, Response, SecondClient, decide};
 use crate::state::time::Moment;
 use crate::state::value::Value;
 
@@ -130,7 +130,8 @@ impl TestServer {
     /// One that has a link, numbered 1, since the moment zero.
     fn connected(options: Options) -> TestServer {
         let version = Version::V2_0;
-        let request = Request { version, session: "s1".into(), expected: Default::default(), metadata: None };
+        let request =
+            Request { version, session: "s1".into(), expected: Some(Default::default()), metadata: None };
         let mut sink = Vec::new();
         let session = server::Session::begin("server", "client", &request, 7, options, &mut sink);
         let mut this = TestServer { session, sink };
@@ -227,7 +228,7 @@ fn the_handshake_says_where_the_client_stands() {
     client.client.step(ms(2_000), 0, input, &mut client.sink);
     let Some(Action::Write { frame, .. }) = client.sink.first() else { panic!("a request is written") };
     let request = Request::read(&read(frame)).unwrap();
-    assert_eq!((request.expected.next_expected, request.expected.next_sent), (1, 1));
+    assert_eq!(request.expected, Some(Expected { next_expected: 1, next_sent: 1 }));
     assert_eq!(request.metadata, Some("token".into()));
 }
 
@@ -782,7 +783,7 @@ impl World {
             }
             Decision::Refuse(refusal) => panic!("refused: {refusal}"),
         }
-        let peer_has = request.expected.next_expected;
+        let peer_has = request.peer_has();
         self.server(server::Input::Attached { link, peer_has, refresh_at: None });
     }
 

@@ -7,6 +7,7 @@ use towpath::engine::sessions::{Admission, Admitted};
 use towpath::service::{Procedure, Writable};
 use towpath::state::envelope::{Envelope, Flags, Message, Outgoing, Procedure as Name};
 use towpath::state::handshake::{Expected, Refusal, RefusalCode, Request, Response, SecondClient, Version};
+use towpath::state::seq::SendBounds;
 use towpath::state::session::{Cause, Event, HandshakeFailure};
 use towpath::state::value::Value;
 use towpath::wire::bearer::{self, Bearer, Carriers, Ear, Heard};
@@ -48,7 +49,7 @@ impl Raw {
     }
 
     fn handshake_as(&mut self, version: Version, session: &str, expected: Expected) {
-        let request = Request { version, session: session.into(), expected, metadata: None };
+        let request = Request { version, session: session.into(), expected: Some(expected), metadata: None };
         self.bearer.send(self.frame("raw", "SERVER", 0, &request.message("h".into())));
     }
 
@@ -271,6 +272,30 @@ fn a_v1_1_client_is_served_in_its_own_way() {
 }
 
 #[test]
+fn a_v1_1_client_that_does_not_say_where_it_stands_learns_by_the_servers_id_whether_it_goes_on() {
+    let stage = Stage::new();
+    let named = |stage: &Stage, session: &str| {
+        let mut raw = Raw::open(stage);
+        let request =
+            Request { version: Version::V1_1, session: session.into(), expected: None, metadata: None };
+        raw.bearer.send(raw.frame("raw", "SERVER", 0, &request.message("h".into())));
+        match Response::read(&raw.envelope()) {
+            Some(Response::Welcome { session }) => (raw, session),
+            other => panic!("{other:?} instead of a welcome"),
+        }
+    };
+    let (mut first, name) = named(&stage, "s1");
+    assert_ne!(name, "s1", "an id of the server's own");
+    first.call("lost", "echo", Value::Int(7));
+    assert_eq!(first.answer().seq, 0);
+    let (mut second, again) = named(&stage, "s1");
+    assert_eq!(again, name, "the session goes on");
+    assert_eq!(second.answer().stream, "lost", "and what it may not have is sent again");
+    assert_ne!(named(&stage, "s2").1, name);
+    assert_ne!(named(&Stage::new(), "s1").1, name, "another server has lost it");
+}
+
+#[test]
 fn a_server_beats_and_a_client_answers_so_that_an_idle_session_lives() {
     let timing = Timing { heartbeat: Duration::from_millis(400), ..quiet() };
     let stage = Stage::with(timing, Service::new("extra"));
@@ -463,6 +488,100 @@ fn sessions_go_over_unix_sockets_as_over_memory() {
     assert_eq!(client.rpc("interop", "echo", &big), Ok(Value::from(big.as_str())));
     drop((client, stage));
     drop(carriers);
+}
+
+/// A server that holds little for all sessions together, and a client of it that acknowledges nothing.
+#[test]
+fn what_all_sessions_hold_together_is_bounded_and_whoever_goes_over_pays() {
+    let pour = Procedure::subscription(|_, (): (), out: Writable<String>| {
+        let drop_of = "x".repeat(1 << 10);
+        loop {
+            match out.write(&drop_of) {
+                Ok(()) => {}
+                Err(_) => return Ok(()),
+            }
+        }
+    });
+    let settings = Settings {
+        timing: quiet(),
+        holds_total: 256 << 10,
+        // Each alone may hold more than all together.
+        holds: SendBounds { mark_messages: 1 << 20, mark_bytes: 64 << 20, ..SendBounds::default() },
+        ..Settings::default()
+    };
+    let extra = Service::new("extra").with("pour", pour);
+    let stage = Stage::built(quiet(), extra, |builder| builder.settings(settings));
+    let other = stage.client_with("other", Options::default());
+    assert_eq!(other.client.rpc("interop", "echo", &1), Ok(Value::Int(1)));
+    let mut deaf = Raw::welcomed(&stage);
+    let procedure = Some(Name { service: "extra".into(), name: "pour".into() });
+    deaf.say(&Message { procedure, ..Message::new("pour", Flags::OPEN_CLOSED, Value::Null) });
+    let code = loop {
+        match next(&stage.rt, &deaf.heard) {
+            Heard::Frame(_) => {}
+            Heard::Closed { code } => break code,
+            Heard::Garbage(what) => panic!("{what}"),
+        }
+    };
+    assert_eq!(code, Cause::BufferFull.code());
+    assert_eq!(other.client.rpc("interop", "echo", &2), Ok(Value::Int(2)), "the others go on");
+    assert_eq!(other.dials(), 1);
+}
+
+/// A WebSocket to the stage's server, and what it says: text where bytes are spoken.
+#[test]
+fn a_text_frame_closes_a_link_without_an_answer_and_ends_a_session() {
+    use towpath::front::{Router, river};
+    use towpath::wire::{IoThreads, Limits, Listener};
+    use tungstenite::Message as Frame;
+    let stage = Stage::new();
+    let mut router = Router::new();
+    router.add(river::route("/", stage.server.doorbell().clone()));
+    let io = IoThreads::new(&stage.rt, 1, None).expect("threads");
+    let listener = Listener::bind("127.0.0.1:0").expect("a port");
+    let running = io.start(Limits::default(), vec![listener], Arc::new(router)).expect("threads");
+    let address = running.addresses()[0].to_string();
+    let dial = || {
+        let socket = std::net::TcpStream::connect(&address).expect("it listens");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        tungstenite::client(format!("ws://{address}/"), socket).expect("an upgrade").0
+    };
+    let closed = |frame: Result<Frame, tungstenite::Error>| match frame {
+        Ok(Frame::Close(Some(close))) => u16::from(close.code),
+        other => panic!("{other:?} instead of a close"),
+    };
+    let mut early = dial();
+    early.send(Frame::text("{}")).expect("sent");
+    assert_eq!(closed(early.read()), Cause::InvalidMessage.code());
+
+    let shaken = |session: &str| {
+        let expected = Some(Expected::default());
+        let request = Request { version: Version::V2_0, session: session.into(), expected, metadata: None };
+        let message = request.message("h".into());
+        let outgoing = Outgoing { id: "raw", from: "raw", to: "SERVER", seq: 0, ack: 0, message: &message };
+        let mut link = dial();
+        link.send(Frame::binary(Codec::Json.encode(outgoing))).expect("sent");
+        let Ok(Frame::Binary(answer)) = link.read() else { panic!("no answer") };
+        let answer = Codec::Json.decode(&answer, Bounds::default()).expect("a message");
+        (link, Response::read(&answer))
+    };
+    let (mut late, answer) = shaken("s1");
+    assert_eq!(answer, Some(Response::Welcome { session: "s1".into() }));
+    late.send(Frame::text("{}")).expect("sent");
+    assert_eq!(closed(late.read()), Cause::InvalidMessage.code());
+    drop(running);
+}
+
+#[test]
+fn a_server_whose_socket_file_is_gone_ends_all_the_same() {
+    let stage = Stage::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("river.sock");
+    stage.server.listen_unix(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let rt = stage.rt.clone();
+    let ended = rt.spawn("end", move || drop(stage)).unwrap();
+    until(&rt, "the server ends", || ended.is_finished());
 }
 
 #[test]
