@@ -247,6 +247,8 @@ impl Daemon {
         let behind = river::Behind {
             streams: engine.streams().clone(),
             metadata: engine.metadata().clone(),
+            connections: engine.connections().clone(),
+            pipes: pipes.handle(),
             replicas: engine.replicas().clone(),
         };
         let sessions = river::start(rt, gate.clone(), behind, &mut metrics)?;
