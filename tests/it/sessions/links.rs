@@ -316,7 +316,8 @@ fn a_link_that_carries_nothing_is_given_up_and_what_it_held_arrives_over_another
         line.stall(true, true);
     }
     assert_eq!(remote.client.rpc("interop", "echo", &2), Ok(Value::Int(2)));
-    assert_eq!(remote.dials(), 2);
+    // More, where the machine itself stalls for two heartbeats.
+    assert!(remote.dials() >= 2);
 }
 
 #[test]
@@ -356,15 +357,19 @@ impl Admission for Tokens {
                 ]);
                 Ok(Admitted {
                     metadata,
-                    expires_in: token.starts_with("short").then_some(Duration::from_millis(60)),
+                    // Asked for anew a moment after the handshake.
+                    expires_in: token.starts_with("short").then_some(HANDSHAKE + Duration::from_millis(20)),
                 })
             }
         }
     }
 }
 
+/// Long enough for a busy machine, short enough for a test that waits until it is over.
+const HANDSHAKE: Duration = Duration::from_secs(2);
+
 fn guarded(extra: Service) -> Stage {
-    let timing = Timing { handshake: Duration::from_millis(40), ..quiet() };
+    let timing = Timing { handshake: HANDSHAKE, ..quiet() };
     Stage::built(timing, extra, |builder| builder.admission(Tokens))
 }
 

@@ -66,7 +66,8 @@ impl Admission for Tokens {
 fn stage(codec: Codec, title: &str) -> Stage {
     let heartbeats = title.contains("heartbeats");
     let heartbeat = if heartbeats { Duration::from_millis(150) } else { Duration::from_secs(100) };
-    let timing = Timing { heartbeat, ..quiet() };
+    // The test answers when its thread gets to it.
+    let timing = Timing { heartbeat, heartbeats_until_dead: 100, ..quiet() };
     let settings = Settings { timing, codec, ..Settings::default() };
     Stage::built(timing, Service::new("extra"), |builder| builder.settings(settings).admission(Tokens))
 }
