@@ -125,6 +125,8 @@ impl Way {
         let line = match event {
             Event::Lost { why } => format!("{name}: link lost ({why}), reconnecting"),
             Event::Trouble(end) => format!("{name}: still trying: {end}"),
+            // A healthy connection was replaced by a younger one: nobody noticed.
+            Event::Recovered { down_for: Duration::ZERO, .. } => return,
             Event::Recovered { down_for, replayed } => {
                 let down = down_for.as_secs_f64();
                 format!("{name}: link lost {down:.1} s, replayed {}", in_bytes(*replayed))

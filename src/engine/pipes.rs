@@ -320,6 +320,10 @@ pub(crate) enum Order {
     },
     /// Dial now, whatever the timers say.
     Redial,
+    /// The process will go within this time: tell the peers, begin nothing new.
+    Drain {
+        deadline: Duration,
+    },
     Stop,
 }
 
@@ -678,6 +682,14 @@ impl PipesHandle {
     pub fn redial(&self) {
         for port in self.shared.ports() {
             port.send(Order::Redial);
+        }
+    }
+
+    /// The process will go within `deadline`: every peer is told, so that those who can come another way do
+    /// so in time. New pipes are refused from now on, to be asked for elsewhere; resumes are not.
+    pub fn drain(&self, deadline: Duration) {
+        for port in self.shared.ports() {
+            port.send(Order::Drain { deadline });
         }
     }
 

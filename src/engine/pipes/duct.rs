@@ -7,6 +7,7 @@
 //! Invariant: what is in `up` was taken from a writer and not by the pipe; what is in `down` was taken
 //! from the pipe and not by a reader. Each holds at most [`QUEUE`] bytes.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -49,9 +50,12 @@ struct Queues {
     state: State,
     /// Nobody holds a handle any more.
     dropped: bool,
-    /// Whoever waits for any of this to change.
-    waiting: Vec<Sender<()>>,
+    /// Whoever waits for any of this to change, by ticket: a wait that ends by itself takes its own back.
+    waiting: Waiting,
+    tickets: u64,
 }
+
+type Waiting = BTreeMap<u64, Sender<()>>;
 
 /// What the owner found in the duct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +79,8 @@ impl Duct {
             pool: Pool::new(2),
             state: State::Connecting,
             dropped: false,
-            waiting: Vec::new(),
+            waiting: Waiting::new(),
+            tickets: 0,
         };
         Duct {
             rt: rt.clone(),
@@ -101,19 +106,23 @@ impl Duct {
         }
         loop {
             let (wake, woken) = self.rt.channel("pipe-wait", 1);
-            {
+            let ticket = {
                 let mut queues = self.queues.lock();
                 if let Some(found) = ready(&mut queues) {
                     return Some(found);
                 }
-                queues.waiting.push(wake);
-            }
+                queues.tickets += 1;
+                let ticket = queues.tickets;
+                queues.waiting.insert(ticket, wake);
+                ticket
+            };
             // Woken by whoever changes something, or by the sender's end with the duct's.
             let woken = match until {
                 Some(until) => woken.recv_deadline(until),
                 None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             if woken == Err(RecvTimeoutError::Timeout) {
+                self.queues.lock().waiting.remove(&ticket);
                 return None;
             }
         }
@@ -238,7 +247,7 @@ impl Duct {
             }
             up.ack(up.acked() + count, pool).expect("no more than there is");
             let ended = queues.up_ended && queues.up.is_empty();
-            let waiting = if count > 0 { std::mem::take(&mut queues.waiting) } else { Vec::new() };
+            let waiting = if count > 0 { std::mem::take(&mut queues.waiting) } else { Waiting::new() };
             (Found { moved: count > 0, ended, dropped: queues.dropped }, waiting)
         };
         wake(waiting);
@@ -262,7 +271,8 @@ impl Duct {
             pipe.took(now, count, pipe_pool);
             let ends = pipe.at_end() && !queues.down_ended;
             queues.down_ended |= ends;
-            let waiting = if count > 0 || ends { std::mem::take(&mut queues.waiting) } else { Vec::new() };
+            let waiting =
+                if count > 0 || ends { std::mem::take(&mut queues.waiting) } else { Waiting::new() };
             (count, waiting)
         };
         wake(waiting);
@@ -282,8 +292,8 @@ impl Duct {
     }
 }
 
-fn wake(waiting: Vec<Sender<()>>) {
-    for sender in waiting {
+fn wake(waiting: Waiting) {
+    for sender in waiting.into_values() {
         // Whoever stopped waiting does not need it; one wake is enough for whoever was woken already.
         let _ = sender.try_send(());
     }

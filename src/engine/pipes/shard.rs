@@ -87,6 +87,8 @@ pub(crate) struct Shard {
     clients: usize,
     tick: Option<(Moment, rt::Wall)>,
     pressed: bool,
+    /// The process is on its way out: no new pipes.
+    draining: bool,
 }
 
 enum Slot {
@@ -267,6 +269,7 @@ impl Shard {
             clients: 0,
             tick: None,
             pressed: false,
+            draining: false,
         }
     }
 
@@ -444,6 +447,7 @@ impl Shard {
                     self.settle(now, slot, live);
                 }
             }
+            Order::Drain { deadline } => self.drain(now, deadline),
             Order::Stop => unreachable!("taken out before"),
         }
     }

@@ -313,6 +313,12 @@ impl Shard {
         if live.pipe.goodbye_sent() && live.goodbye_by.is_none() {
             live.goodbye_by = Some(now + GOODBYE_WAIT);
         }
+        if let (Local::Duct(duct), Some(end)) = (&live.local, live.pipe.ending())
+            && !matches!(end.code, Ending::Eof | Ending::TargetReset)
+        {
+            // The peer may take its time to hear of it; whoever waits here need not.
+            duct.set_state(State::Over(end.clone()));
+        }
         if live.is_finished() {
             return self.remove(now, slot, live);
         }

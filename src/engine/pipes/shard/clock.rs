@@ -1,6 +1,7 @@
 //! What time brings: alarms, a machine that slept, memory that fills, and the end.
 
 use super::*;
+use crate::state::pipe::GoAway;
 
 impl Shard {
     pub(super) fn ring(&mut self, now: Moment) {
@@ -106,6 +107,22 @@ impl Shard {
     }
 
     // ---- the end
+
+    /// The process will go: whoever came here can come another way meanwhile, not all at once.
+    pub(super) fn drain(&mut self, now: Moment, deadline: Duration) {
+        self.draining = true;
+        for slot in 0..self.slots.len() {
+            if let Slot::Live(live) = &mut self.slots[slot]
+                && matches!(live.role, Role::Server(_))
+            {
+                let share = (self.rand.next_u64() >> 32) as f64 / f64::from(u32::MAX);
+                let retry_hint = (deadline / 2).mul_f64(share);
+                live.pipe.go_away(GoAway { deadline, retry_hint, url: None });
+                // Now: what comes after it in the inbox may be the order to stop.
+                self.turn(now, slot);
+            }
+        }
+    }
 
     pub(super) fn stop(&mut self, now: Moment) {
         let why = End::new(Ending::Shutdown, "the other side is going");

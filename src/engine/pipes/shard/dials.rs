@@ -119,7 +119,12 @@ impl Shard {
 
     pub(super) fn welcomed(&mut self, now: Moment, slot: usize, live: &mut Live, dial: u64, dialed: Dialed) {
         let Dialed { mut carrier, decoder, rest, welcome } = dialed;
-        if let Some(old) = live.bearer.take() {
+        let replaced = live.bearer.take();
+        let down_for = match (&replaced, &live.role) {
+            (None, Role::Client(client)) => now.since(client.lost_at),
+            _ => Duration::ZERO,
+        };
+        if let Some(old) = replaced {
             self.drop_bearer(old);
         }
         let was_known = {
@@ -154,7 +159,6 @@ impl Shard {
         client.backoff.healthy(now);
         client.last_error = None;
         client.replace_at = client.carrier_age.map(|age| now + spread(age, draw));
-        let down_for = now.since(client.lost_at);
         (client.events)(match was_known {
             false => Event::Connected { id: welcome.id },
             true => Event::Recovered { down_for, replayed },

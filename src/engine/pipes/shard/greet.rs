@@ -149,6 +149,11 @@ impl Shard {
         if epoch == 0 {
             return self.refuse(slot, greeter, End::new(Ending::Protocol, "an epoch is above 0"), None);
         }
+        if self.draining {
+            // Another replica, or this one's successor, is a moment away.
+            let end = End::new(Ending::Shutdown, "this server is going");
+            return self.refuse(slot, greeter, end, Some(Duration::from_secs(1)));
+        }
         match self.shared.ledger.enter(&principal, now, &self.shared.settings.limits) {
             Ok(None) => {}
             Ok(Some(evict)) => self.shared.evict(evict),
@@ -372,6 +377,7 @@ impl Shard {
         if !still_allowed {
             let end = End::new(Ending::NotAllowed, "the target is not on the allow-list any more");
             live.pipe.abort(end.clone(), &mut self.pool);
+            self.write_carrier(now, owner, &mut live);
             self.settle(now, owner, live);
             return self.refuse(slot, greeter, end, None);
         }
@@ -384,6 +390,7 @@ impl Shard {
         if let Err(violation) = live.pipe.check_peer(claim.stand().recv) {
             let end = End::new(Ending::Protocol, violation.to_string());
             live.pipe.abort(end.clone(), &mut self.pool);
+            self.write_carrier(now, owner, &mut live);
             self.settle(now, owner, live);
             self.shared.figures.resumed(false);
             return self.refuse(slot, greeter, end, None);
@@ -430,6 +437,9 @@ impl Shard {
             self.shared.figures.detached(now.since(since));
         }
         (self.shared.notes)(&Note::Attached { id: claim.id(), replayed });
+        // Before the next takeover of the same round can drop it: whoever wins, the loser knows that it had
+        // won before.
+        self.write_carrier(now, owner, &mut live);
         if !rest.is_empty() {
             self.take_in(now, &mut live, rest);
         }
