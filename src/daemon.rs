@@ -12,6 +12,7 @@ mod notify;
 mod operations;
 mod parts;
 mod private;
+mod pipes;
 mod probe;
 pub mod river;
 mod signals;
@@ -23,8 +24,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::config::{Config, ListenAt, OrOff};
-use crate::engine::pipes::allow::Allow;
-use crate::engine::pipes::{self, Pipes};
+use crate::engine::pipes::Pipes;
 use crate::engine::worker::Crew;
 use crate::front::{self, Credentials, Gate, Router, Tokens, add_dashboard};
 use crate::metrics::{Described, Metrics};
@@ -124,7 +124,7 @@ fn reload(
 ) -> Result<Vec<&'static str>, String> {
     let read = read().and_then(|new| {
         let said = |error: Error| error.to_string();
-        Ok((tokens(&new).map_err(said)?, allow_list(&new).map_err(said)?, new))
+        Ok((tokens(&new).map_err(said)?, pipes::allow_list(&new).map_err(said)?, new))
     });
     let (tokens, allow, new) = match read {
         Ok(read) => read,
@@ -241,7 +241,7 @@ impl Daemon {
         ];
         others.into_iter().flatten().for_each(|route| router.add(route));
 
-        let pipes = start_pipes(rt, config)?;
+        let pipes = pipes::start(rt, config, engine.connections())?;
         pipes.handle().describe(&mut metrics);
         front::pipes::routes(&mut router, rt, &pipes.handle());
         let behind = river::Behind {
@@ -297,6 +297,7 @@ impl Daemon {
         self.condition.drain();
         log::info!(target: "towpath/draining", "draining");
         self.parts.engine.streams().drain();
+        self.pipes.handle().drain(window);
         self.drain_links(window, deadline);
         self.parts.engine.end_by(deadline);
         drop(self.sessions);
@@ -340,32 +341,6 @@ fn tokens(config: &Config) -> Result<Tokens> {
         |text: String| Error::new(Code::BadConfig, format!("auth.token_file: {}{text}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| bad(format!(": {error}")))?;
     Tokens::parse(&text).map_err(|(line, error)| bad(format!(":{line}: {error}")))
-}
-
-fn start_pipes(rt: &Rt, config: &Config) -> Result<Pipes> {
-    let settings = pipes::Settings {
-        window: config.pipes.window.bytes(),
-        budget: config.pipes.budget.bytes(),
-        grace: config.pipes.grace.on().copied(),
-        insecure: config.server.insecure,
-        ..pipes::Settings::default()
-    };
-    let server = pipes::Server {
-        mode: pipes::Mode::Tunnel,
-        allow: allow_list(config)?,
-        owner: rt.secret(),
-        ..pipes::Server::none()
-    };
-    Pipes::start(rt, settings, server)
-}
-
-fn allow_list(config: &Config) -> Result<Allow> {
-    let rules = config.pipes.allow.iter().map(|rule| {
-        rule.parse().map_err(|error: pipes::allow::BadTarget| {
-            Error::new(Code::BadConfig, error.to_string()).while_("pipes.allow")
-        })
-    });
-    rules.collect::<Result<_>>().map(Allow::new)
 }
 
 fn listen(at: &ListenAt) -> Result<Listener> {
