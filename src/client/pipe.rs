@@ -3,7 +3,7 @@
 //! [`Pipe`] reads and writes like a socket. Behind it are a machine that keeps what was not acknowledged
 //! and a dialer that comes back by itself; a cut, a new address or a closed lid is a pause, never a lost
 //! or a doubled byte. [`PipeListener`] is the other end, for programs that want the pipe itself rather
-//! than a target behind a daemon.
+//! than a target behind a daemon. [`Backed`] is the same machine over connections that the caller makes.
 //!
 //! ```
 //! use std::io::{Read, Write};
@@ -24,6 +24,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod backed;
+
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -38,6 +40,7 @@ use crate::engine::pipes::{
 use crate::rt::{self, Cancel, Lock, Rt, Thread};
 use crate::state::pipe::{End, Ending};
 
+pub use self::backed::Backed;
 pub use crate::engine::pipes::Event;
 pub use crate::engine::pipes::duct::{PipeEnded, State};
 pub use crate::state::pipe::PipeId;
@@ -366,18 +369,21 @@ impl PipeListener {
     pub fn accept(&self) -> io::Result<Incoming> {
         // Woken by a pipe, or by the end of the threads that could bring one.
         let accepted = self.accepted.recv().map_err(|_| io::Error::other("the listener has ended"))?;
-        Ok(incoming(accepted))
+        Ok(Incoming::from(accepted))
     }
 }
 
-fn incoming(accepted: Accepted) -> Incoming {
-    let open = OpenPipe { port: accepted.port, serial: accepted.serial };
-    Incoming {
-        pipe: Pipe::new(accepted.duct, open, None, None),
-        id: accepted.id,
-        principal: accepted.principal,
-        target: accepted.target,
-        peer: accepted.peer,
+/// For programs with a door of their own: what comes through [`Mode::Listen`].
+impl From<Accepted> for Incoming {
+    fn from(accepted: Accepted) -> Incoming {
+        let open = OpenPipe { port: accepted.port, serial: accepted.serial };
+        Incoming {
+            pipe: Pipe::new(accepted.duct, open, None, None),
+            id: accepted.id,
+            principal: accepted.principal,
+            target: accepted.target,
+            peer: accepted.peer,
+        }
     }
 }
 
