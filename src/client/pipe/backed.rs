@@ -469,6 +469,17 @@ impl Backed {
         }
     }
 
+    /// Waits until it is over, and says how; nothing if `timeout` has passed. With both directions shut down
+    /// it is over, and well, once both ends have everything.
+    pub fn wait_over(&self, timeout: Option<Duration>) -> Option<End> {
+        let until = self.until(timeout);
+        self.inner.look(|core, now| match (core.pipe.over_with(), until) {
+            (Some(end), _) => Look::Go(Some(end.clone())),
+            (None, Some(until)) if until <= now => Look::Go(None),
+            (None, until) => Look::Wait(until),
+        })
+    }
+
     /// Ends this direction after what was written; the other one goes on.
     pub fn shutdown(&self) {
         self.inner.change(|core, _| core.pipe.finish());

@@ -164,8 +164,11 @@ fn real_bytes_are_the_same_however_often_the_connection_is_cut() {
         assert!(reading.join().expect("no panic") == down);
     });
     assert!(meeting.dials.load(Ordering::SeqCst) >= 20, "it was cut in the middle");
-    ours.close().expect("both directions ended");
-    theirs.close().expect("both directions ended");
+    for end in [&ours, &theirs] {
+        let over = end.wait_over(Some(Duration::from_secs(60))).expect("both directions ended");
+        assert_eq!(over.code, Ending::Eof);
+        end.close().expect("that is a good end");
+    }
 }
 
 #[test]
