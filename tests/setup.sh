@@ -58,4 +58,9 @@ done
 have chromium || have chromium-browser || have google-chrome ||
     install "the dashboard's tests in a real browser" chromium
 
+{ have sshd || [ -x /usr/sbin/sshd ]; } && have rsync ||
+    install "real ssh, scp and rsync through pipes whose connections break" openssh-server openssh-client rsync
+compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null ||
+    install "a calendar that jumps, as it does when a machine wakes from sleep" faketime
+
 exit 0

@@ -12,7 +12,7 @@ use crate::flaky::{Fault, Flaky, Weather};
 use crate::process::{Daemon, PATIENCE, run, told, towpath};
 
 /// A target that sends back what it gets, and ends when it is told to.
-fn echo() -> SocketAddr {
+pub(crate) fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound");
     thread::spawn(move || {
@@ -30,12 +30,12 @@ fn echo() -> SocketAddr {
     address
 }
 
-fn text(count: usize) -> Vec<u8> {
+pub(crate) fn text(count: usize) -> Vec<u8> {
     (0..count as u64).map(|at| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
 }
 
 /// A process that is killed when the test is done with it.
-struct Killed(Child);
+pub(crate) struct Killed(pub(crate) Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -45,7 +45,7 @@ impl Drop for Killed {
 }
 
 /// `towpath forward` to a target, and where it listens.
-fn forward(url: &str, target: &str, flags: &[&str]) -> (Killed, SocketAddr) {
+pub(crate) fn forward(url: &str, target: &str, flags: &[&str]) -> (Killed, SocketAddr) {
     let spec = format!("0:{target}");
     let mut command = towpath(&["forward", "-L", &spec, url]);
     command.args(flags).stdout(Stdio::piped());

@@ -28,6 +28,7 @@ mod doors;
 mod effort;
 mod engine;
 mod examples;
+mod fault_pipes;
 mod fault_receipts;
 #[path = "../../examples/flaky.rs"]
 #[allow(dead_code, unreachable_pub, reason = "an example with a main of its own")]
@@ -37,6 +38,9 @@ mod front_scarce;
 mod front_streams;
 mod fuzz;
 mod http_heads;
+mod pipe_paths;
+mod pipe_wire;
+mod pipes;
 mod process;
 mod readme;
 #[cfg(feature = "postgres")]
@@ -46,6 +50,7 @@ mod sim_demo;
 mod sim_doubles;
 mod sim_harness;
 mod sim_net;
+mod sim_pipes;
 mod sim_replicas;
 mod sim_sessions;
 mod sim_streams;
