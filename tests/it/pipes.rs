@@ -16,7 +16,7 @@
 //! | 11 | racing resumes, late bytes and errors of old carriers | `pipe_wire::a_thousand_racing_resumes_…`, `state::pipe::tests::whatever_an_old_carrier_says_is_ignored` |
 //! | 12 | replacement under load; one that fails; GOAWAY | `a_carrier_is_replaced_under_load_…`, `a_replacement_that_fails_leaves_the_old_carrier`, `pipe_wire::a_server_that_drains_…` |
 //! | 13 | offsets near 2^32, 2^63, 2^64 | `state::pipe::tests::large_offsets_…`, `…at_the_last_offset_…` |
-//! | 14 | closing at any moment, twice, without a word; leaks | `sim_pipes::sim_closing_at_any_moment_…`, `client::pipe::backed::tests::real_closing_wakes_…`, `client::pipe::tests::real_starting_and_dropping_…` |
+//! | 14 | closing at any moment, twice, without a word; leaks | `client::pipe::backed::tests::real_closing_wakes_…`, `client::pipe::tests::real_starting_and_dropping_…` |
 //! | 15 | grace, targets that end while detached, sleep | `what_a_target_said_last_is_delivered_after_a_resume`, `a_pipe_nobody_comes_back_for_…`, `pipe_paths::a_machine_that_slept_…`, `pipe_paths::exit_codes_…` |
 //! | 16 | a server that restarted | `client::pipe::tests::real_a_server_that_restarted_…`, `cli_pipe::a_pipe_that_lost_its_daemon_…` |
 //! | 17 | strangers | `pipe_wire`: racing, recorded, mixed, unknown, flooding, half a handshake, claimed sizes; `tests/fuzz` |
