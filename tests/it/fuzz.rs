@@ -39,12 +39,35 @@ struct Target {
 }
 
 const RIVER: &[u8] = br#"{"id":"m1","from":"a","to":"b","seq":0,"ack":0,"payload":{"ok":true},"streamId":"s","controlFlags":0}"#;
+/// The token of some position.
+const TOKEN: &[u8] = b"040g40o40000008000000000016g000008000009";
 const HELLO: &[u8] = br#"{"id":"m1","from":"a","to":"b","seq":0,"ack":0,"payload":{"type":"HANDSHAKE_REQ","protocolVersion":"v2.0","sessionId":"s","expectedSessionState":{"nextExpectedSeq":0,"nextSentSeq":0},"metadata":{}},"streamId":"h","controlFlags":0}"#;
 
 targets! {
     "../fuzz/fuzz_targets/river_json.rs" river_json &[RIVER, HELLO, b"[1.5e300,null,\"\\ud83d\\ude00\"]"];
     "../fuzz/fuzz_targets/river_msgpack.rs" river_msgpack &[b"\x82\xa2id\xa1m\xa3seq\xce\x00\x01\x00\x00", b"\x93\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00\xc0\xc4\x02hi"];
     "../fuzz/fuzz_targets/river_handshake.rs" river_handshake &[HELLO, RIVER];
+    "../fuzz/fuzz_targets/http_head.rs" http_head &[
+        b"\x10GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\x30POST /v1/streams/a?b=c HTTP/1.1\r\nHost: a:1\r\nContent-Length: 3\r\n\r\nabc",
+        b"\x05PUT http://h/p HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"\xffGET /%41 HTTP/1.0\r\nHost: [::1]\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"\x00OPTIONS * HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nX: \t1 \r\n\r\n",
+    ];
+    "../fuzz/fuzz_targets/websocket.rs" websocket &[
+        b"\x02\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58",
+        b"\x03\x81\x05Hello",
+        b"\x07\x01\x03Hel\x89\x01p\x80\x02lo",
+        b"\x05\x82\x7e\x01\x00________",
+        b"\x09\x88\x04\x03\xe8ok",
+        b"\x0b\x81\x04\xf0\x9f\x92\xa9\x8a\x00",
+    ];
+    "../fuzz/fuzz_targets/cursor_token.rs" cursor_token &[b"-1", b"now", TOKEN, b"0000000000000000000000000000000000000000"];
+    "../fuzz/fuzz_targets/config.rs" config &[
+        b"[server]\nlisten = \"127.0.0.1:0\"\nio_threads = 2\nallow_origins = [\"https://a\"]\n",
+        b"[limits]\nhead = \"16KiB\"\nhead_wait = \"1min30s\"\n[log]\nlevel = 'info'\n",
+        b"[pipes]\nallow = [\"*:443\", \"10.0.0.0/8:22\"]\ngrace = \"off\"\n[server]\nlisten_also = [\"unix:/a\"]\n",
+    ];
 }
 
 /// Numbers that are the same every time (a linear congruence; the upper half of each is good enough here).
