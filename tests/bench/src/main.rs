@@ -4,6 +4,7 @@
 //! how many pairs. Writes `target/bench/<case>.json` and prints a Markdown table. Goals are ratios;
 //! `make bench-check` lists the cases that fall short.
 
+mod fanout;
 mod pairs;
 mod relay;
 mod rt;
@@ -12,9 +13,13 @@ mod sessions;
 use pairs::Bench;
 
 fn main() {
+    if fanout::play() {
+        return;
+    }
     let mut bench = Bench::from_environment();
     rt::run(&mut bench);
     sessions::run(&mut bench);
     relay::run(&mut bench);
+    fanout::run(&mut bench);
     bench.finish();
 }

@@ -23,6 +23,11 @@ impl Sample {
         Sample { units: units as f64, wall: wall.elapsed(), cpu: process_cpu().saturating_sub(cpu) }
     }
 
+    /// What another process did and what it cost it.
+    pub(crate) fn of(units: u64, wall: Duration, cpu: Duration) -> Sample {
+        Sample { units: units as f64, wall, cpu }
+    }
+
     /// A rate that was measured elsewhere and written down, where the floor cannot run in this process.
     pub(crate) fn recorded(rate: f64) -> Sample {
         Sample { units: rate, wall: Duration::from_secs(1), cpu: Duration::from_secs(1) }
@@ -37,7 +42,7 @@ impl Sample {
     }
 }
 
-fn process_cpu() -> Duration {
+pub(crate) fn process_cpu() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
