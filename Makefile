@@ -1,7 +1,7 @@
 # A few words for people. Anything longer than two lines is a script in tests/ or Rust.
 .DEFAULT_GOAL := words
 SHELL := bash
-.PHONY: words run test check setup sim bench bench-check faults fuzz soak examples install flake still
+.PHONY: words run test check setup sim bench bench-check faults fuzz soak examples install flake still autobahn
 
 LISTEN ?= 127.0.0.1:7700
 DATA ?= towpath-data
@@ -54,6 +54,9 @@ still: ## take docs/dashboard.png from a demo (needs `make setup`)
 
 flake: ## the whole suite RUNS= times; one failure is a failure
 	for run in $$(seq $(RUNS)); do echo "run $$run"; cargo test --locked --quiet || exit 1; done
+
+autobahn: ## WebSocket conformance in both roles (CASES="1.*,5.*", ROLES=server; needs Python 2.7)
+	@tests/autobahn.sh
 
 install: ## put the towpath program into cargo's bin folder
 	cargo install --locked --path .
