@@ -20,6 +20,9 @@ pub use load::{ConfigError, Flag, Origin, Problem, Sources};
 pub use value::{ListenAt, LogFormat, LogLevel, OrAuto, OrOff, Size, StoreAt, UrlOrAuto, WhenFull};
 use value::{Raw, Setting};
 
+/// Larger bodies and messages are for files, not for rows.
+const MESSAGE_MAX: u64 = 256 << 20;
+
 /// One setting as the manual shows it.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
@@ -130,6 +133,11 @@ settings! {
         /// Where to listen for everything but replicas. Anything but loopback needs `auth.token_file`
         /// (or `server.insecure`). Port 0 lets the system choose; the choice is printed.
         listen: ListenAt = "127.0.0.1:7700", restart;
+        /// Where to listen besides, for the same: a Unix socket next to a port, a second address.
+        listen_also: Vec<ListenAt> = "", restart;
+        /// Let other daemons listen on the same port: the kernel spreads connections over them. For restarts
+        /// that nobody notices, with PostgreSQL as the store.
+        reuse_port: bool = "false", restart;
         /// How many threads carry connections. One for each core is right unless the machine does much else.
         io_threads: OrAuto = "auto", restart;
         /// Serve an address that strangers can reach although there is no authentication. For closed
@@ -144,6 +152,17 @@ settings! {
         /// The longest a stop may take, draining and the last writes included. Service managers should
         /// wait a little longer than this before they kill.
         shutdown_total: Duration = "10s", live;
+    }
+
+    /// Encryption of connections, both ways. A proxy in front does as well.
+    tls: Tls {
+        /// The certificate chain that is shown, as PEM. Read again on SIGHUP. With it, every TCP address speaks
+        /// TLS and nothing else.
+        certificate: OrOff<PathBuf> = "off", live;
+        /// The private key of the certificate, as PEM. Read again on SIGHUP.
+        key: OrOff<PathBuf> = "off", live;
+        /// Whom to trust when the daemon itself dials, as PEM: other replicas. Off: whom the system trusts.
+        trust: OrOff<PathBuf> = "off", restart;
     }
 
     /// Where rows live.
@@ -218,6 +237,56 @@ settings! {
         /// A file of tokens (only their hashes; `towpath token new` makes a line). Read again on SIGHUP.
         /// Without it everybody may do everything, which is allowed on loopback only.
         token_file: OrOff<PathBuf> = "off", live;
+        /// Files with the keys of JWTs that are good here, each a public key as PEM (Ed25519, RSA) or, as the
+        /// only line, a shared secret (HS256). Read again on SIGHUP. Needs a towpath with the feature `jwt`.
+        jwt_keys: Vec<String> = "", live;
+    }
+
+    /// What one peer, and all of them, may use. Each has an answer that a client can read, and a figure in
+    /// `/metrics`.
+    limits: Limits {
+        /// Connections at once; more are answered 503. `auto` is what the limit of open files leaves, after it
+        /// was raised as far as the system allows.
+        links: OrAuto = "auto", restart;
+        /// Connections at once from one address; more are answered 503. Those from this machine do not count.
+        links_per_address: u64 = "4096", restart;
+        /// Connections accepted in a second. The others wait in the kernel's queue.
+        accepts_per_second: u64 = "10000", restart;
+        /// Bytes of a request's head; 431. At most 64 of its lines are headers.
+        head: Size = "16KiB", restart;
+        /// Bytes of a request's target; 414.
+        target: Size = "8KiB", restart;
+        /// Bytes of a body, where there is no message in it; 413.
+        body: Size = "1MiB", restart;
+        /// Bytes of one message of a stream; 413, on a WebSocket 1009.
+        message: Size = "1MiB", restart;
+        /// Bytes of the parts of one turn that no message holds yet; 413.
+        turn: Size = "1MiB", restart;
+        /// Inputs that wait in the queue of one stream; 429.
+        inputs: u64 = "1000", restart;
+        /// Live bytes that wait for one reader. One that is further behind is cut, and goes on from its token.
+        queue: Size = "1MiB", restart;
+        /// Streams that are followed over one `/v1/ws`; the next is answered `full`.
+        follows: u64 = "1000", restart;
+        /// Live reads (follows, watches, sockets) that one caller, by the name of its token, has open; the next is a
+        /// 429. Without authentication callers are not told apart.
+        sessions: u64 = "10000", restart;
+        /// Followers of one stream on this replica; the next is told `closed` with the reason `full`.
+        followers: u64 = "100000", restart;
+        /// Messages that one WebSocket may say in a second. What is more is read later, not refused.
+        messages_per_second: OrOff<u64> = "100000", restart;
+        /// Bytes that one WebSocket may say in a second. What is more is read later, not refused.
+        bytes_per_second: OrOff<Size> = "off", restart;
+        /// How long a request's head may take; 408.
+        head_wait: Duration = "10s", restart;
+        /// How long a body may make no progress; 408.
+        body_wait: Duration = "30s", restart;
+        /// How long a connection stays without a request.
+        idle_wait: Duration = "75s", restart;
+        /// How long a reader may take nothing of what waits for it, before it is cut.
+        write_wait: Duration = "30s", restart;
+        /// Silence after which a live read gets a comment or a ping; after three a WebSocket is given up.
+        heartbeat: Duration = "15s", restart;
     }
 
     /// Byte streams that outlive their connections.
@@ -265,17 +334,39 @@ impl Config {
         names
     }
 
+    /// Whether callers have to show who they are.
+    pub fn needs_credentials(&self) -> bool {
+        self.auth.token_file != OrOff::Off || !self.auth.jwt_keys.is_empty()
+    }
+
     /// What single values cannot say: settings that contradict one another.
     fn contradictions(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
-        let open = self.auth.token_file == OrOff::Off && !self.server.insecure;
-        if open && !self.server.listen.is_local() {
-            let text = format!(
-                "{} can be reached by strangers and there is no authentication: set auth.token_file \
-                 (`towpath token new`), listen on 127.0.0.1, or say server.insecure = true",
-                self.server.listen
-            );
-            found.push(("server.listen", text));
+        let open = !self.needs_credentials() && !self.server.insecure;
+        let also = self.server.listen_also.iter().map(|at| ("server.listen_also", at));
+        for (name, at) in std::iter::once(("server.listen", &self.server.listen)).chain(also) {
+            if open && !at.is_local() {
+                let text = format!(
+                    "{at} can be reached by strangers and there is no authentication: set auth.token_file \
+                     (`towpath token new`), listen on 127.0.0.1, or say server.insecure = true"
+                );
+                found.push((name, text));
+            }
+        }
+        if self.tls.certificate.on().is_some() != self.tls.key.on().is_some() {
+            let text =
+                "a certificate needs its key and a key its certificate: set both or neither".to_owned();
+            found.push((if self.tls.key == OrOff::Off { "tls.certificate" } else { "tls.key" }, text));
+        }
+        if self.server.reuse_port && matches!(self.store.url, StoreAt::Sqlite | StoreAt::Memory) {
+            let text = "only daemons that share a PostgreSQL can share a port: set store.url".to_owned();
+            found.push(("server.reuse_port", text));
+        }
+        let sizes = [("limits.message", self.limits.message), ("limits.body", self.limits.body)];
+        for (name, size) in sizes {
+            if size.bytes() > MESSAGE_MAX {
+                found.push((name, format!("is over {} MiB, the most that fits a column", MESSAGE_MAX >> 20)));
+            }
         }
         if let Some(ListenAt::Unix(_)) = self.relay.listen.on() {
             let text =

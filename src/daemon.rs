@@ -5,6 +5,7 @@
 //! that can be read in [`Daemon::stop`].
 
 mod condition;
+mod entrance;
 mod figures;
 mod limits;
 mod logger;
@@ -23,22 +24,26 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::config::{Config, ListenAt, OrOff};
+use crate::config::Config;
 use crate::engine::pipes::Pipes;
 use crate::engine::worker::Crew;
-use crate::front::{self, Credentials, Gate, Router, Tokens, add_dashboard};
+use crate::front::{self, Credentials, Gate, Router, add_dashboard};
 use crate::metrics::{Described, Metrics};
 use crate::rt::{Moment, Receiver, RecvTimeoutError, Rt, Sender, Thread};
 use crate::service::server::Server;
-use crate::wire::{Bound, IoThreads, Limits, Listener, Running};
+use crate::wire::{Bound, IoThreads, Running};
 use crate::{Code, Error, Result};
 use condition::Condition;
+use entrance::Entrance;
 use parts::Parts;
 use private::Private;
 use signals::Asked;
 
 /// How often the main thread looks whether a room has panicked.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// How long a stop waits for the rooms to tell their followers.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 /// How a served daemon ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,19 +129,23 @@ fn reload(
 ) -> Result<Vec<&'static str>, String> {
     let read = read().and_then(|new| {
         let said = |error: Error| error.to_string();
-        Ok((tokens(&new).map_err(said)?, pipes::allow_list(&new).map_err(said)?, new))
+        let keys = entrance::Keys::read(&new).map_err(said)?;
+        Ok((keys, pipes::allow_list(&new).map_err(said)?, new))
     });
-    let (tokens, allow, new) = match read {
+    let (keys, allow, new) = match read {
         Ok(read) => read,
         Err(error) => {
             log::error!(target: "towpath/reload_failed", "the configuration stays as it was: {error}");
             return Err(error);
         }
     };
-    daemon.gate.set_tokens(tokens);
+    let mut later = config.needs_restart(&new);
+    if !daemon.entrance.change(keys, &daemon.gate) {
+        later.extend(["tls.certificate", "tls.key"]);
+    }
+    config.auth.clone_from(&new.auth);
     daemon.pipes.handle().set_allow(allow);
     config.pipes.allow.clone_from(&new.pipes.allow);
-    let later = config.needs_restart(&new);
     logger::set_level(new.log.level);
     config.log.level = new.log.level;
     config.server.drain_window = new.server.drain_window;
@@ -188,6 +197,7 @@ pub struct Daemon {
     crew: Crew,
     condition: Arc<Condition>,
     gate: Arc<Gate>,
+    entrance: Entrance,
     figures: Vec<Described>,
     doors: Running,
     /// The door for other replicas, where there is one.
@@ -208,11 +218,13 @@ impl Daemon {
 
     /// With `asked`, there is somebody who reads the configuration again when he is told to.
     fn build(rt: &Rt, config: &Config, asked: Option<Sender<Asked>>) -> Result<Daemon> {
-        let links = limits::raise_descriptors();
+        // Before anything is started: what is wrong with files is known at once.
+        let (entrance, keys) = Entrance::open(config)?;
+        let links = config.limits.links.unwrap_or_else(limits::raise_descriptors);
         let crew = Crew::new(rt);
         let condition = Arc::new(Condition::new(&crew));
         let threads = config.server.io_threads.unwrap_or_else(|| crate::rt::parallelism() as u64);
-        let io = IoThreads::new(rt, usize::try_from(threads).unwrap_or(1), None)?;
+        let io = IoThreads::new(rt, usize::try_from(threads).unwrap_or(1), entrance::trust(config)?)?;
         let mut metrics = Metrics::new();
         figures::of_the_process(&mut metrics, rt);
         figures::of_the_doors(&mut metrics, io.doors());
@@ -227,11 +239,16 @@ impl Daemon {
             checks.insert(0, Box::new(directory.has_room()));
         }
         condition.check_with(checks);
-        let gate = Arc::new(gate(rt, config)?);
+        let gate = Arc::new(gate(rt, config));
+        entrance.change(keys, &gate);
         let mut router = Router::new();
+        router.body_max(config.limits.body.in_memory());
+        let refused =
+            metrics.counter("sessions_refused", "Live reads that were one too many for their caller.");
+        router.sessions(front::Sessions::new(rt, config.limits.sessions, refused));
         router.guard(gate.clone());
         add_dashboard(&mut router);
-        front::streams::routes(&mut router, engine.streams());
+        front::streams::routes(&mut router, engine.streams(), follows_max(config));
         let others = [
             front::agents::routes(engine.metadata()),
             // With a receipt only where the caller asks for one (`Prefer: durable`).
@@ -261,11 +278,23 @@ impl Daemon {
         let figures = metrics.described();
         let replicas = engine.replicas();
         operations::add_routes(&mut router, &condition, &gate, replicas, metrics.into_exposition(), asked);
-        let listener = listen(&config.server.listen)?;
-        let limits = Limits { links: usize::try_from(links).unwrap_or(usize::MAX), ..Limits::default() };
-        let doors = io.start(limits, vec![listener], Arc::new(router))?;
-        log::info!(target: "towpath/started", "holds up to {links} links on {threads} I/O threads");
-        Ok(Daemon { rt: rt.clone(), crew, condition, gate, figures, doors, private, sessions, parts, pipes })
+        let doors =
+            io.start(limits::of_links(config, links), entrance.listeners(config)?, Arc::new(router))?;
+        let room = engine.directory().map_or_else(String::new, |directory| format!("; {}", directory.room()));
+        log::info!(target: "towpath/started", "holds up to {links} links on {threads} I/O threads{room}");
+        Ok(Daemon {
+            rt: rt.clone(),
+            crew,
+            condition,
+            gate,
+            entrance,
+            figures,
+            doors,
+            private,
+            sessions,
+            parts,
+            pipes,
+        })
     }
 
     /// Where it listens.
@@ -296,7 +325,7 @@ impl Daemon {
     fn stop(self, window: Duration, deadline: Moment) {
         self.condition.drain();
         log::info!(target: "towpath/draining", "draining");
-        self.parts.engine.streams().drain();
+        self.parts.engine.streams().drain(window.min(TOLD_WITHIN));
         self.pipes.handle().drain(window);
         self.drain_links(window, deadline);
         self.parts.engine.end_by(deadline);
@@ -320,30 +349,18 @@ impl Daemon {
     }
 }
 
-/// Who may come in.
-fn gate(rt: &Rt, config: &Config) -> Result<Gate> {
-    let credentials = match config.auth.token_file {
-        OrOff::On(_) => Credentials::Needed,
+/// Who may come in, before any key is known.
+fn gate(rt: &Rt, config: &Config) -> Gate {
+    let credentials = match config.needs_credentials() {
+        true => Credentials::Needed,
         // A page of a stranger may know a name that leads to 127.0.0.1; it must not use us through it.
-        OrOff::Off => {
+        false => {
             Credentials::Off { loopback_hosts: config.server.listen.is_local() && !config.server.insecure }
         }
     };
-    let gate = Gate::new(rt, credentials, config.server.allow_origins.clone());
-    gate.set_tokens(tokens(config)?);
-    Ok(gate)
+    Gate::new(rt, credentials, config.server.allow_origins.clone())
 }
 
-/// The token file's tokens; none if there is no file.
-fn tokens(config: &Config) -> Result<Tokens> {
-    let Some(path) = config.auth.token_file.on() else { return Ok(Tokens::default()) };
-    let bad =
-        |text: String| Error::new(Code::BadConfig, format!("auth.token_file: {}{text}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| bad(format!(": {error}")))?;
-    Tokens::parse(&text).map_err(|(line, error)| bad(format!(":{line}: {error}")))
-}
-
-fn listen(at: &ListenAt) -> Result<Listener> {
-    Listener::bind(&at.to_string())
-        .map_err(|error| Error::new(Code::BadConfig, error.to_string()).while_(format!("listening on {at}")))
+fn follows_max(config: &Config) -> usize {
+    usize::try_from(config.limits.follows).unwrap_or(usize::MAX)
 }

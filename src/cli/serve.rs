@@ -8,6 +8,7 @@ use super::{Exit, Failure, say};
 use crate::Code;
 use crate::config::{Config, Flag};
 use crate::daemon::{self, Callbacks, Ended};
+use crate::wire::Bound;
 
 /// Run the daemon
 #[derive(Debug, Args)]
@@ -90,12 +91,15 @@ pub(super) fn serve_with(
         let sources = super::config::sources(file.clone(), flags.collect())?;
         Ok(Config::load(&sources)?)
     };
+    let config = load()?;
+    let scheme = if config.tls.certificate.on().is_some() { "https" } else { "http" };
     let ended = daemon::serve(
-        load()?,
+        config,
         Callbacks {
             ready: &mut |addresses| {
                 for address in addresses {
-                    let url = format!("http://{address}");
+                    let scheme = if matches!(address, Bound::Unix(_)) { "http" } else { scheme };
+                    let url = format!("{scheme}://{address}");
                     // Whoever started us may have closed its end by now; the daemon goes on.
                     let _ = say(format!("listening on {url}"));
                     ready(&url);

@@ -20,8 +20,8 @@ impl Version {
             return super::say(format!("towpath {}", env!("CARGO_PKG_VERSION")));
         }
         let features: Vec<&str> = [
-            ("postgres", cfg!(feature = "postgres")),
             ("jwt", cfg!(feature = "jwt")),
+            ("postgres", cfg!(feature = "postgres")),
             ("testing", cfg!(feature = "testing")),
         ]
         .into_iter()

@@ -375,6 +375,17 @@ impl Setting for ListenAt {
     }
 }
 
+impl Setting for Vec<ListenAt> {
+    const KIND: &'static str = "a list of addresses (in the environment: separated by commas)";
+    fn read(raw: &Raw) -> Result<Vec<ListenAt>, String> {
+        let texts = Vec::<String>::read(raw)?;
+        texts.into_iter().map(|text| ListenAt::read(&Raw::Text(text))).collect()
+    }
+    fn write(&self) -> String {
+        format!("[{}]", self.iter().map(Setting::write).collect::<Vec<_>>().join(", "))
+    }
+}
+
 /// Which store holds the rows.
 #[derive(Clone, PartialEq, Eq)]
 pub enum StoreAt {

@@ -67,6 +67,11 @@ pub(super) fn of_the_doors(metrics: &mut Metrics, doors: &Doors) {
         sum(|c| c.cut_full.get()),
     );
     metrics.counter_from(
+        "links_slowed",
+        "Times a WebSocket said more than it may in a second, and was read later.",
+        sum(|c| c.slowed.get()),
+    );
+    metrics.counter_from(
         "links_parked",
         "Times a room was full and its links had to wait.",
         sum(|c| c.parked.get()),

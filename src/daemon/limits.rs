@@ -1,5 +1,10 @@
 //! What the system allows this process, raised as far as it lets us.
 
+use crate::config::Config;
+use crate::engine::streams;
+use crate::wire::Limits;
+use crate::wire::http::HeadLimits;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors that are not for links: stores, pollers, files, dials, a spare.
@@ -15,4 +20,45 @@ pub(super) fn raise_descriptors() -> u64 {
     // No limit at all is as good as more than any machine has addresses for.
     let now = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
     now.saturating_sub(RESERVED).max(now / 4)
+}
+
+/// What links may use, as the settings say.
+pub(super) fn of_links(config: &Config, links: u64) -> Limits {
+    let (limits, number) = (&config.limits, |number| u32::try_from(number).unwrap_or(u32::MAX));
+    let head = HeadLimits {
+        head_bytes: limits.head.in_memory(),
+        target_bytes: limits.target.in_memory(),
+        ..HeadLimits::default()
+    };
+    Limits {
+        head,
+        head_wait: limits.head_wait,
+        idle_wait: limits.idle_wait,
+        body_wait: limits.body_wait,
+        write_wait: limits.write_wait,
+        heartbeat: limits.heartbeat,
+        queue_bytes: limits.queue.in_memory(),
+        links: usize::try_from(links).unwrap_or(usize::MAX),
+        links_per_address: number(limits.links_per_address),
+        accepts_per_second: number(limits.accepts_per_second),
+        messages_per_second: limits.messages_per_second.on().copied(),
+        bytes_per_second: limits.bytes_per_second.on().map(|size| size.bytes()),
+        ..Limits::default()
+    }
+}
+
+/// What streams may use, as the settings say.
+pub(super) fn of_streams(config: &Config) -> streams::Limits {
+    let limits = &config.limits;
+    streams::Limits {
+        message_bytes_max: limits.message.in_memory(),
+        turn_bytes_max: limits.turn.in_memory(),
+        queue_bytes_max: limits.queue.in_memory(),
+        inputs_max: usize::try_from(limits.inputs).unwrap_or(usize::MAX),
+        followers_max: usize::try_from(limits.followers).unwrap_or(usize::MAX),
+        lease: config.streams.lease,
+        renew_every: config.streams.renew_every,
+        producer_silence_max: config.streams.producer_silence,
+        ..streams::Limits::default()
+    }
 }

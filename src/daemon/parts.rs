@@ -8,7 +8,6 @@ use crate::config::{Config, StoreAt, WhenFull};
 use crate::engine::builder::{Builder, Engine};
 use crate::engine::connections::ConnectionSettings;
 use crate::engine::metadata::MetadataSettings;
-use crate::engine::streams::Limits;
 use crate::engine::worker::{Bounds, Crew, Worker};
 use crate::metrics::Metrics;
 use crate::spool;
@@ -63,15 +62,9 @@ pub(super) fn builder(config: &Config, relay_url: Option<String>) -> Builder {
         bound: in_memory(config.metadata.keys_max),
         ..MetadataSettings::default()
     };
-    let streams = Limits {
-        lease: config.streams.lease,
-        renew_every: config.streams.renew_every,
-        producer_silence_max: config.streams.producer_silence,
-        ..Limits::default()
-    };
     let builder = Engine::builder()
         .data(&config.store.data)
-        .streams(streams)
+        .streams(super::limits::of_streams(config))
         .spool(spool)
         .connections(connections)
         .metadata(metadata);

@@ -26,7 +26,7 @@ pub(super) struct Private {
 impl Private {
     pub(super) fn bind(config: &Config) -> Result<Private> {
         let Some(at) = config.relay.listen.on() else { return Ok(Private { listener: None, url: None }) };
-        let listener = super::listen(at)?;
+        let listener = super::entrance::listen(at, false)?;
         let url = match &config.relay.url {
             UrlOrAuto::At(url) => url.clone(),
             UrlOrAuto::Auto => url_of(&listener.address()),

@@ -418,6 +418,8 @@ impl Builder {
                 // Catching up is mostly waiting for the store.
                 readers: 2 * threads,
                 writers: threads,
+                followers_refused: metrics
+                    .counter("followers_refused", "Followers that were one too many for their stream."),
                 ..StreamsConfig::new(id, stores.clone(), notices.clone())
             };
             streams = Some(StreamsEngine::start(crew, config)?);

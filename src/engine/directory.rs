@@ -61,6 +61,15 @@ impl Directory {
         &self.path
     }
 
+    /// What is free on its disk, for the log.
+    pub(crate) fn room(&self) -> String {
+        let free = statvfs(&self.path).map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) >> 20);
+        free.map_or_else(
+            |error| format!("free disk unknown: {error}"),
+            |mib| format!("{mib} MiB of disk free"),
+        )
+    }
+
     /// A check for readiness: whether there is room to write.
     pub(crate) fn has_room(&self) -> impl Fn() -> Option<String> + Send + Sync + 'static {
         let path = self.path.clone();

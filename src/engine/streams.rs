@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::bus::{Bus, BusEvent, Delivery, Notice, Topic};
 use crate::error::{Code, Error};
+use crate::metrics::Counter;
 use crate::rt::{self, Rt};
 use crate::state::stream::{LeaseHash, OnLost};
 use crate::state::turn::{PartRefused, TURN_BYTES_MAX};
@@ -77,6 +78,8 @@ pub struct Limits {
     pub queue_bytes_max: usize,
     /// Inputs that may wait in one stream's queue: 1,000.
     pub inputs_max: usize,
+    /// Followers of one stream on this replica: 100,000.
+    pub followers_max: usize,
     /// How long a lease is good unless it is renewed: 30 s.
     pub lease: Duration,
     /// How often leases are renewed and dead ones swept: 10 s.
@@ -93,6 +96,7 @@ impl Default for Limits {
             turns_bytes_max: 256 << 20,
             queue_bytes_max: QUEUE_BYTES_MAX,
             inputs_max: 1_000,
+            followers_max: 100_000,
             lease: Duration::from_secs(30),
             renew_every: Duration::from_secs(10),
             producer_silence_max: Duration::from_secs(60),
@@ -363,6 +367,8 @@ pub struct StreamsConfig {
     pub readers: usize,
     /// How many threads write.
     pub writers: usize,
+    /// Counts followers that were one too many for their stream.
+    pub followers_refused: Counter,
 }
 
 impl StreamsConfig {
@@ -378,6 +384,7 @@ impl StreamsConfig {
             shards: 1,
             readers: 1,
             writers: 1,
+            followers_refused: Counter::default(),
         }
     }
 }
@@ -479,7 +486,18 @@ impl StreamsEngine {
     /// When there is no thread to have.
     pub fn start(crew: &Crew, config: StreamsConfig) -> crate::Result<StreamsEngine> {
         let rt = crew.rt();
-        let StreamsConfig { replica, stores, bus, doors, relay, limits, shards, readers, writers } = config;
+        let StreamsConfig {
+            replica,
+            stores,
+            bus,
+            doors,
+            relay,
+            limits,
+            shards,
+            readers,
+            writers,
+            followers_refused,
+        } = config;
         let numbers = Arc::new(AtomicU64::new(1));
         let (mut pools, readers) = Pool::start(crew, "reader", readers, &stores)?;
         let (writing, writers) = Pool::start(crew, "writer", writers, &stores)?;
@@ -513,6 +531,7 @@ impl StreamsEngine {
                     desk: desk(Shards([inbox.clone()].into())),
                     doors: doors.clone(),
                     limits,
+                    followers_refused: followers_refused.clone(),
                     hints_lost,
                     names: names.clone(),
                     numbers: numbers.clone(),
@@ -1144,12 +1163,18 @@ impl Streams {
         }
     }
 
-    /// Tells followers that this replica is about to stop.
-    pub fn drain(&self) {
+    /// Tells followers that this replica is about to stop, and waits until they have all been told, at most
+    /// this long: a link that is closed before would leave its peer without the word.
+    pub fn drain(&self, wait: Duration) {
+        let rt = &self.shared.rt;
+        let (done, told) = rt.channel::<()>("drained", 1);
         for inbox in self.shared.shards.0.iter() {
             // Full or ended: they hear of it when their links close.
-            drop(inbox.control(Message::Drain));
+            drop(inbox.control(Message::Drain(done.clone())));
         }
+        drop(done);
+        // Nothing is ever sent: the last room that is through lets go of the channel.
+        let _ = told.recv_deadline(rt.now() + wait);
     }
 }
 

@@ -41,6 +41,7 @@ pub fn routes(metadata: &Metadata) -> Vec<Route> {
             .answers(&[200, 400, 503])
             .to(move |request, reply| read(&reading, &request, reply)),
         Route::get("/v1/agents/{id}/metadata/watch")
+            .live()
             .about("An agent's values as they change, as server-sent events or over a WebSocket")
             .needs_one_of(READERS)
             .answers(&[200, 101, 400, 503])
@@ -49,6 +50,7 @@ pub fn routes(metadata: &Metadata) -> Vec<Route> {
                 Err(refused) => reply.send(refused),
             }),
         Route::get("/v1/agents/watch")
+            .live()
             .about("The values of all agents whose name begins with a prefix, as they change")
             .needs_one_of(READERS)
             .takes_query(&["prefix"])

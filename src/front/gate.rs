@@ -55,7 +55,7 @@ pub struct Gate {
     credentials: Credentials,
     allow_origins: Vec<String>,
     tokens: Lock<Arc<Tokens>>,
-    verifiers: Vec<Box<dyn Verifier>>,
+    verifiers: Lock<Arc<[Box<dyn Verifier>]>>,
     tickets: Lock<Tickets>,
 }
 
@@ -72,7 +72,7 @@ impl Gate {
             credentials,
             allow_origins,
             tokens: Lock::new(Arc::new(Tokens::default())),
-            verifiers: Vec::new(),
+            verifiers: Lock::new(Arc::new([])),
             tickets: Lock::new(Tickets { open: HashMap::with_hasher(rt.hasher()) }),
         }
     }
@@ -82,9 +82,9 @@ impl Gate {
         *self.tokens.lock() = Arc::new(tokens);
     }
 
-    /// Adds another way to be known.
-    pub fn add_verifier(&mut self, verifier: Box<dyn Verifier>) {
-        self.verifiers.push(verifier);
+    /// Replaces the ways to be known besides static tokens. Links that are open stay open.
+    pub fn set_verifiers(&self, verifiers: Vec<Box<dyn Verifier>>) {
+        *self.verifiers.lock() = verifiers.into();
     }
 
     /// Whether callers have to show who they are.
@@ -100,9 +100,9 @@ impl Gate {
         }
         let tokens = self.tokens.lock().clone();
         let wall = self.rt.wall();
+        let verifiers = self.verifiers.lock().clone();
         let known = tokens.holder(token).cloned();
-        let known =
-            known.or_else(|| self.verifiers.iter().find_map(|verifier| verifier.holder(token, &self.rt)));
+        let known = known.or_else(|| verifiers.iter().find_map(|verifier| verifier.holder(token, &self.rt)));
         known.filter(|who| who.expires.is_none_or(|expires| wall < expires))
     }
 
@@ -253,6 +253,10 @@ impl Guard for Gate {
             return Err(Box::new(Response::problem(403, "forbidden", detail)));
         }
         Ok(who)
+    }
+
+    fn holder(&self, token: &str) -> Option<Principal> {
+        Gate::holder(self, token)
     }
 
     fn preflight(&self, head: &Head, allowed: &str) -> Response {

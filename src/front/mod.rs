@@ -79,6 +79,7 @@ mod request;
 pub mod river;
 mod router;
 mod secret;
+mod sessions;
 pub mod streams;
 mod token;
 
@@ -92,6 +93,7 @@ pub use reply::Reply;
 pub use request::{Request, from_json};
 pub use router::{Need, Route, Router};
 pub use secret::Secret;
+pub use sessions::Sessions;
 pub use token::{BadToken, Tokens, hash_token, new_token};
 
 pub use crate::wire::http::{Body, Method, Response};

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::wire::http::{Head, Response, Version};
-use crate::wire::{Exchange, HandOver, LinkHandle, LinkId, Opening, Owner, websocket};
+use crate::wire::{Exchange, HandOver, LinkHandle, LinkId, Opening, Owner, Terms, websocket};
 
 /// The right to answer one request: now or later, from any thread. Dropping it unanswered is a 500.
 ///
@@ -44,6 +44,11 @@ impl Reply {
             version: head.version,
         };
         Reply { exchange, asked, extra }
+    }
+
+    /// Says what a link is bound to that is opened as the answer.
+    pub(super) fn terms(&mut self, terms: Terms) {
+        self.exchange.terms(terms);
     }
 
     /// The link the request came over.

@@ -1,13 +1,15 @@
 //! Method and path to handler.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use super::auth::{Guard, OpenDoor, Role};
 use super::query::{Query, decode};
 use super::reply::Reply;
 use super::request::Request;
+use super::sessions::Sessions;
 use crate::wire::http::{Framing, Head, Method, Response};
-use crate::wire::{Exchange, Front, Peer, Plan};
+use crate::wire::{Exchange, Front, Peer, Plan, Terms};
 
 type Handler = Arc<dyn Fn(Request, Reply) + Send + Sync>;
 
@@ -25,13 +27,13 @@ pub enum Need {
 /// How a route takes its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Takes {
-    /// All of it, up to so many bytes, before the handler is called.
-    Whole(usize),
+    /// All of it, up to so many bytes or else the router's bound, before the handler is called.
+    Whole(Option<usize>),
     /// The handler is called with the head and asks for the body.
     Streamed,
 }
 
-/// The body a route takes if it says nothing.
+/// The body a route takes if neither it nor its router says anything.
 const BODY_MAX: usize = 1024 * 1024;
 
 /// One method on one path. Built in a chain that ends with [`Route::to`].
@@ -49,6 +51,7 @@ pub struct Route {
     answers: Vec<u16>,
     query: Vec<String>,
     handler: Handler,
+    live: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,9 +77,10 @@ impl Route {
             segments,
             about: String::new(),
             need: Need::Anybody,
-            takes: Takes::Whole(BODY_MAX),
+            takes: Takes::Whole(None),
             answers: vec![200],
             query: Vec::new(),
+            live: false,
             handler: Arc::new(|_, reply| reply.problem(501, "not_implemented", "this route has no handler")),
         }
     }
@@ -141,7 +145,14 @@ impl Route {
     /// The largest body (1 MiB if this is not called); a larger one is a 413.
     #[must_use]
     pub fn body_max(mut self, bytes: usize) -> Route {
-        self.takes = Takes::Whole(bytes);
+        self.takes = Takes::Whole(Some(bytes));
+        self
+    }
+
+    /// Its answer is a read that stays open: one of the caller's sessions.
+    #[must_use]
+    pub fn live(mut self) -> Route {
+        self.live = true;
         self
     }
 
@@ -250,6 +261,8 @@ fn segment(text: &str) -> Segment {
 pub struct Router {
     routes: Vec<Route>,
     guard: Arc<dyn Guard>,
+    body_max: usize,
+    sessions: Option<Arc<Sessions>>,
 }
 
 impl Default for Router {
@@ -261,12 +274,27 @@ impl Default for Router {
 impl Router {
     /// A router without routes that lets everybody in.
     pub fn new() -> Router {
-        Router { routes: Vec::new(), guard: Arc::new(OpenDoor) }
+        Router { routes: Vec::new(), guard: Arc::new(OpenDoor), body_max: BODY_MAX, sessions: None }
     }
 
     /// Puts a guard before the routes.
     pub fn guard(&mut self, guard: Arc<dyn Guard>) {
         self.guard = guard;
+    }
+
+    /// What stands before the routes.
+    pub fn guarded_by(&self) -> &Arc<dyn Guard> {
+        &self.guard
+    }
+
+    /// Bounds how many live reads one caller has open.
+    pub fn sessions(&mut self, sessions: Arc<Sessions>) {
+        self.sessions = Some(sessions);
+    }
+
+    /// The largest body of a route that names no bound of its own: 1 MiB.
+    pub fn body_max(&mut self, bytes: usize) {
+        self.body_max = bytes;
     }
 
     /// Adds a route.
@@ -326,14 +354,24 @@ impl Front for Router {
             Ok(extra) => extra,
             Err(response) => return refuse(exchange, response),
         };
-        let reply = Reply::new(exchange, &head, extra);
-        match self.prepare(head, peer) {
+        let mut reply = Reply::new(exchange, &head, extra);
+        let seated = self.prepare(head, peer).and_then(|(route, request)| {
+            let sessions = self.sessions.as_ref().filter(|_| route.live);
+            let seat = sessions.map(|sessions| sessions.seat(&request.who)).transpose()?.flatten();
+            Ok((route, request, seat))
+        });
+        match seated.map(|(route, request, seat)| {
+            let kept = seat.map(|seat| Box::new(seat) as Box<dyn Any + Send>);
+            reply.terms(Terms { good_until: request.who.expires, kept });
+            (route, request)
+        }) {
             Ok((route, request)) => match route.takes {
                 Takes::Streamed => {
                     (route.handler)(request, reply);
                     Plan::Streamed
                 }
                 Takes::Whole(max) => {
+                    let max = max.unwrap_or(self.body_max);
                     if matches!(request.head.framing, Framing::Length(length) if length > max as u64) {
                         reply.send(too_large(max));
                         return Plan::Answered;

@@ -5,7 +5,8 @@ use std::fmt;
 use subtle::ConstantTimeEq;
 
 /// A secret: it prints as `[redacted]`, and comparing it takes as long whether it is right or not.
-#[derive(Clone)]
+#[derive(Clone, serde::Deserialize)]
+#[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {

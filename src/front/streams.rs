@@ -35,8 +35,8 @@ const LIST: usize = 100;
 /// What a message's body may have besides its content.
 const AROUND: usize = 4 * 1024;
 
-/// Adds the routes.
-pub fn routes(router: &mut Router, streams: &Streams) {
+/// Adds the routes; the guard stands before this is called. A `/v1/ws` may follow so many streams.
+pub fn routes(router: &mut Router, streams: &Streams, follows_max: usize) {
     let with = |route: Route, handle: fn(&Streams, Request, Reply)| {
         let streams = streams.clone();
         route.to(move |request, reply| handle(&streams, request, reply))
@@ -70,6 +70,7 @@ pub fn routes(router: &mut Router, streams: &Streams) {
         ),
         with(
             Route::get("/v1/streams/{name*}/events")
+                .live()
                 .about("Follows a stream: server-sent events, or a WebSocket on Upgrade")
                 .takes_query(&["since", "parts"])
                 .answers(&[200, 101, 204, 404]),
@@ -137,6 +138,7 @@ pub fn routes(router: &mut Router, streams: &Streams) {
         ),
         with(
             Route::get("/v1/streams/{name*}/turns/{turn}")
+                .live()
                 .about("The parts of a turn, one JSON a line, until it ends")
                 .answers(&[200, 404]),
             parts::give,
@@ -177,16 +179,16 @@ pub fn routes(router: &mut Router, streams: &Streams) {
                 .answers(&[202, 404]),
             interrupt,
         ),
-        with(
-            Route::get("/v1/ws")
-                .about("Many follows and writes on one WebSocket, subprotocol towpath.v1")
-                .answers(&[101]),
-            socket::open,
-        ),
     ];
     for route in all {
         router.add(route);
     }
+    let (streams, guard) = (streams.clone(), router.guarded_by().clone());
+    let socket = Route::get("/v1/ws")
+        .live()
+        .about("Many follows and writes on one WebSocket, subprotocol towpath.v1")
+        .answers(&[101]);
+    router.add(socket.to(move |request, reply| socket::open(&streams, &guard, follows_max, request, reply)));
 }
 
 /// What went wrong, as a problem document.

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use mio::{Interest, Token};
 
+use super::carrier::{Carrier, Socket, dialed_peer};
 use super::dial::{Address, Adopted, Dial, Refused, Speak};
 use super::http::{ResponseHead, ResponseReader};
 use super::link::{Doors, Happened, LinkEvent, LinkId, Owner};
 use super::listen::{is_exhausted, keep_lively};
-use super::poll::{Carrier, Socket, dialed_peer};
 use super::tls::{ClientTls, Tls};
 use super::websocket;
 use crate::rt::{Cancel, Lock, Op, Rt};

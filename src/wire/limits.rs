@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::http::HeadLimits;
-use super::link::Doors;
-use crate::metrics::Metrics;
 use crate::rt::{Hasher, Lock, Rt};
 use crate::state::time::Moment;
 
@@ -41,6 +39,10 @@ pub struct Limits {
     pub links_per_address: u32,
     /// Connections accepted in a second: 10,000. The others wait in the kernel's queue.
     pub accepts_per_second: u32,
+    /// Messages a second that a WebSocket may say, in bursts of a second: not bounded. It is read more slowly.
+    pub messages_per_second: Option<u64>,
+    /// Bytes a second that a WebSocket may say, in the same way: not bounded.
+    pub bytes_per_second: Option<u64>,
 }
 
 impl Default for Limits {
@@ -59,6 +61,8 @@ impl Default for Limits {
             links: 1 << 20,
             links_per_address: 4096,
             accepts_per_second: 10_000,
+            messages_per_second: None,
+            bytes_per_second: None,
         }
     }
 }
@@ -88,6 +92,8 @@ pub struct Counts {
     pub cut_full: Count,
     /// Times a room's inbox was full and its links were parked.
     pub parked: Count,
+    /// Times a WebSocket said more than it may in a second, and was read later.
+    pub slowed: Count,
 }
 
 /// A counter that one thread writes and others read.
@@ -106,36 +112,6 @@ impl Count {
 
     pub(crate) fn sub(&self, n: u64) {
         self.0.fetch_sub(n, std::sync::atomic::Ordering::Relaxed);
-    }
-}
-
-/// Describes what the I/O threads count.
-pub fn describe(doors: &Doors, metrics: &mut Metrics) {
-    let sum = |doors: &Doors, of: fn(&Counts) -> &Count| {
-        let doors = doors.clone();
-        move || doors.counts().map(|counts| of(counts).get()).sum::<u64>()
-    };
-    let links = sum(doors, |counts| &counts.links);
-    metrics.gauge_from("links", "Connections that are open.", move || links() as i64);
-    type Counter = (&'static str, &'static str, fn(&Counts) -> &Count);
-    let counters: [Counter; 10] = [
-        ("links_accepted", "Connections taken in.", |counts| &counts.accepted),
-        ("links_turned_away", "Connections turned away because of a limit.", |counts| &counts.turned_away),
-        ("http_requests", "Requests whose head was accepted.", |counts| &counts.requests),
-        ("http_refused", "Requests refused before a route was looked up.", |counts| &counts.refused),
-        ("deliveries", "Frames queued for links; a fan-out counts once for each member.", |counts| {
-            &counts.deliveries
-        }),
-        ("bytes_in", "Bytes read from connections.", |counts| &counts.bytes_in),
-        ("bytes_out", "Bytes written to connections.", |counts| &counts.bytes_out),
-        ("links_cut_slow", "Links cut because their peer did not keep up.", |counts| &counts.cut_slow),
-        ("links_cut_full", "Links cut, or groups reset, because an I/O thread's inbox was full.", |counts| {
-            &counts.cut_full
-        }),
-        ("rooms_full", "Times a room's inbox was full and its links were parked.", |counts| &counts.parked),
-    ];
-    for (name, help, of) in counters {
-        metrics.counter_from(name, help, sum(doors, of));
     }
 }
 
@@ -164,6 +140,47 @@ impl Rate {
         }
         self.paid = paid;
         Ok(())
+    }
+}
+
+/// What one WebSocket may say in a second, in bursts of a second.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    messages: Option<Account>,
+    bytes: Option<Account>,
+}
+
+/// Invariant: `paid` is when everything taken so far is paid for, at so many nanoseconds each.
+#[derive(Clone, Copy, Debug)]
+struct Account {
+    each: u64,
+    paid: Moment,
+}
+
+impl Pace {
+    /// None where nothing is bounded.
+    pub(crate) fn of(limits: &Limits) -> Option<Pace> {
+        let account = |a_second: u64| Account { each: 1_000_000_000 / a_second.max(1), paid: Moment::ZERO };
+        let (messages, bytes) =
+            (limits.messages_per_second.map(account), limits.bytes_per_second.map(account));
+        (messages.is_some() || bytes.is_some()).then_some(Pace { messages, bytes })
+    }
+
+    /// Takes what was said; until when nothing more should be heard, if it was too much.
+    pub(crate) fn spend(&mut self, now: Moment, messages: usize, bytes: usize) -> Option<Moment> {
+        let messages = self.messages.as_mut().and_then(|account| account.spend(now, messages));
+        let bytes = self.bytes.as_mut().and_then(|account| account.spend(now, bytes));
+        messages.max(bytes)
+    }
+}
+
+impl Account {
+    const BURST: Duration = Duration::from_secs(1);
+
+    fn spend(&mut self, now: Moment, n: usize) -> Option<Moment> {
+        let cost = Duration::from_nanos(self.each.saturating_mul(n as u64));
+        self.paid = self.paid.max(now) + cost;
+        (self.paid > now + Account::BURST).then(|| now + (self.paid.since(now) - Account::BURST))
     }
 }
 
@@ -229,6 +246,21 @@ mod tests {
         drop(first);
         assert!(census.place(one).is_some());
         assert_eq!(census.addresses.lock().len(), 1, "who has no link is forgotten");
+    }
+
+    #[test]
+    fn who_says_more_than_it_may_is_heard_later_and_not_for_ever() {
+        let limits = Limits { messages_per_second: Some(100), ..Limits::default() };
+        assert!(Pace::of(&Limits::default()).is_none());
+        let mut pace = Pace::of(&limits).expect("messages are bounded");
+        let now = Moment::from_millis(1_000);
+        assert_eq!(
+            pace.spend(now, 100, 1 << 30),
+            None,
+            "a second's worth at once, and bytes are not bounded"
+        );
+        assert_eq!(pace.spend(now, 50, 0), Some(Moment::from_millis(1_500)));
+        assert_eq!(pace.spend(Moment::from_millis(10_000), 100, 0), None, "silence is no credit beyond that");
     }
 
     #[test]

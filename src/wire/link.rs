@@ -58,18 +58,19 @@
 //! # let _ = (outlet, rx, wake as fn(&Doors, Vec<Message>));
 //! ```
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::frame::Frame;
-use super::http::{Head, Response, ResponseHead};
+use super::http::ResponseHead;
 use super::limits::Counts;
+use super::order::{Errand, Line, Order, Port};
 use crate::rt;
+use crate::state::time::Wall;
 
 /// One connection, for as long as the process lives: which I/O thread, which place there, and a
 /// generation, so that an order for a link that is gone meets nobody.
@@ -161,6 +162,9 @@ pub enum Happened {
     /// The link is no longer a member of this group, because a frame for the group was lost on the way:
     /// bring it up to date by its cursor and join it again.
     Reset(GroupId),
+    /// The credentials of who opened the link have ended. Whoever says nothing more to the peer, or does not
+    /// give it more time ([`LinkHandle::good_until`]), finds it closed with `auth` a second later.
+    Expired,
     /// The link is gone.
     Closed(Closing),
 }
@@ -231,215 +235,6 @@ impl Owner {
     }
 }
 
-/// One answer on one link. A connection that is kept alive carries several, one after the other; what was
-/// meant for an earlier one meets nobody.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Line {
-    pub(crate) link: LinkId,
-    pub(crate) request: u32,
-}
-
-/// What an I/O thread is asked to do.
-pub(crate) enum Order {
-    /// Answer the request in flight.
-    Answer {
-        line: Line,
-        response: Response,
-    },
-    /// Answer the request in flight with a link that stays.
-    Open {
-        line: Line,
-        opening: Box<Opening>,
-        owner: Option<Owner>,
-    },
-    /// Stream the body of the request in flight to `owner`.
-    Body {
-        line: Line,
-        owner: Owner,
-    },
-    Send {
-        line: Line,
-        frame: Frame,
-        paced: bool,
-    },
-    Join {
-        line: Line,
-        group: GroupId,
-    },
-    Leave {
-        line: Line,
-        group: GroupId,
-    },
-    Fanout {
-        group: GroupId,
-        frame: Frame,
-    },
-    Mark {
-        line: Line,
-        mark: u64,
-    },
-    Pause {
-        line: Line,
-        paused: bool,
-    },
-    Finish {
-        line: Line,
-    },
-    Close {
-        line: Line,
-        code: u16,
-        reason: Cow<'static, str>,
-    },
-    /// Close every link, each at a moment drawn inside the window.
-    Drain(super::Drain),
-    /// What the driver does, not the links.
-    Errand(Box<Errand>),
-}
-
-/// What a driver of [`Links`](super::links) is asked to do itself. A carrier is a connection as that driver
-/// knows it.
-pub(crate) enum Errand {
-    /// A connection that was dialed.
-    Adopt(super::Adopted),
-    /// A connection that another I/O thread accepted.
-    Accepted { carrier: Box<dyn Any + Send>, peer: Peer },
-    /// Close everything within the time that a closing link has, and end.
-    Stop,
-}
-
-impl Order {
-    /// What it holds in memory until it is carried out.
-    fn weight(&self) -> usize {
-        match self {
-            Order::Send { frame, .. } | Order::Fanout { frame, .. } => frame.len(),
-            Order::Answer { response, .. } => response.content().len(),
-            _ => 0,
-        }
-    }
-}
-
-/// What an inbox could not take and must not forget. Bounded by what exists: one answer for each
-/// request in flight, each link and each group once.
-#[derive(Default)]
-pub(crate) struct Overflow {
-    pub(crate) answers: Vec<Order>,
-    pub(crate) groups: Vec<GroupId>,
-    pub(crate) links: Vec<Line>,
-}
-
-/// Orders an I/O thread takes before its inbox is full.
-const ORDERS_MAX: usize = 4 * 1024;
-/// Bytes of frames in those orders.
-const ORDER_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// The near side of one I/O thread's inbox.
-pub(crate) struct Port {
-    orders: rt::Sender<Order>,
-    bytes: AtomicUsize,
-    /// Whether the thread is up (or told to get up): who pushes wakes only a sleeper.
-    awake: AtomicBool,
-    wake: Box<dyn Fn() + Send + Sync>,
-    overflow: rt::Lock<Overflow>,
-    overflowed: AtomicBool,
-    pub(crate) counts: Counts,
-}
-
-/// The far side of one I/O thread's inbox: what the thread itself holds.
-pub(crate) struct Orders {
-    receiver: rt::Receiver<Order>,
-    port: Arc<Port>,
-}
-
-impl Port {
-    pub(crate) fn new(rt: &rt::Rt, wake: impl Fn() + Send + Sync + 'static) -> (Arc<Port>, Orders) {
-        let (orders, receiver) = rt.channel("io", ORDERS_MAX);
-        let port = Arc::new(Port {
-            orders,
-            bytes: AtomicUsize::new(0),
-            awake: AtomicBool::new(false),
-            wake: Box::new(wake),
-            overflow: rt::Lock::new(Overflow::default()),
-            overflowed: AtomicBool::new(false),
-            counts: Counts::default(),
-        });
-        (port.clone(), Orders { receiver, port })
-    }
-
-    /// Puts an order in, or gives it back because there is no room.
-    fn push(&self, order: Order) -> Result<(), Order> {
-        let weight = order.weight();
-        if weight > 0 && self.bytes.fetch_add(weight, Ordering::Relaxed) + weight > ORDER_BYTES_MAX {
-            self.bytes.fetch_sub(weight, Ordering::Relaxed);
-            return Err(order);
-        }
-        match self.orders.try_send(order) {
-            Ok(()) => {
-                self.rouse();
-                Ok(())
-            }
-            Err(rt::TrySendError::Full(order)) => {
-                self.bytes.fetch_sub(weight, Ordering::Relaxed);
-                Err(order)
-            }
-            // The thread has stopped: its links are closed and their owners have heard.
-            Err(rt::TrySendError::Disconnected(_)) => Ok(()),
-        }
-    }
-
-    /// An order that must not be lost, and of which there can be only as many as there are requests in
-    /// flight. It is carried out before everything that is pushed after it.
-    fn push_answer(&self, order: Order) {
-        if let Err(order) = self.push(order) {
-            self.spill(|overflow| overflow.answers.push(order));
-        }
-    }
-
-    fn spill(&self, add: impl FnOnce(&mut Overflow)) {
-        add(&mut self.overflow.lock());
-        self.overflowed.store(true, Ordering::SeqCst);
-        self.rouse();
-    }
-
-    pub(crate) fn rouse(&self) {
-        if !self.awake.swap(true, Ordering::SeqCst) {
-            (self.wake)();
-        }
-    }
-}
-
-impl Orders {
-    /// Takes what is there: first what did not fit, whose answers come before everything pushed after
-    /// them, then at most what was in the inbox at that moment. The groups and links in the overflow
-    /// are to be treated as lost *after* the orders: whatever concerned them was pushed before.
-    pub(crate) fn take(&self, orders: &mut Vec<Order>) -> Overflow {
-        let mut overflow = Overflow::default();
-        if self.port.overflowed.swap(false, Ordering::SeqCst) {
-            overflow = std::mem::take(&mut *self.port.overflow.lock());
-            orders.append(&mut overflow.answers);
-        }
-        let from = orders.len();
-        self.receiver.drain_into(orders, self.receiver.len());
-        let weight: usize = orders[from..].iter().map(Order::weight).sum();
-        self.port.bytes.fetch_sub(weight, Ordering::Relaxed);
-        overflow
-    }
-
-    /// Says that the thread is about to sleep; false if something came in and it must not.
-    pub(crate) fn may_sleep(&self) -> bool {
-        self.port.awake.store(false, Ordering::SeqCst);
-        if self.receiver.is_empty() && !self.port.overflowed.load(Ordering::SeqCst) {
-            return true;
-        }
-        self.woke();
-        false
-    }
-
-    /// Says that the thread is up.
-    pub(crate) fn woke(&self) {
-        self.port.awake.store(true, Ordering::SeqCst);
-    }
-}
-
 /// A way to one link. Cheap to clone. Dropping it does nothing to the link.
 ///
 /// Every method returns at once. If the I/O thread's inbox is full, the link is cut instead (with
@@ -455,6 +250,14 @@ pub struct LinkHandle {
 impl LinkHandle {
     pub(crate) fn new(line: Line, port: &Arc<Port>, cut: &Arc<AtomicBool>) -> LinkHandle {
         LinkHandle { line, port: port.clone(), cut: cut.clone() }
+    }
+
+    pub(super) fn line(&self) -> Line {
+        self.line
+    }
+
+    pub(super) fn port(&self) -> &Port {
+        &self.port
     }
 
     /// Which link it is.
@@ -495,6 +298,11 @@ impl LinkHandle {
     /// `ABNORMAL` breaks the link instead, at once: a peer sees an unfinished answer.
     pub fn close(&self, code: u16, reason: impl Into<Cow<'static, str>>) {
         self.order(Order::Close { line: self.line, code, reason: reason.into() });
+    }
+
+    /// Says when the credentials end that the link was opened with: other ones were shown. `None` is never.
+    pub fn good_until(&self, end: Option<Wall>) {
+        self.order(Order::Prolong { line: self.line, good_until: end });
     }
 
     fn order(&self, order: Order) {
@@ -638,166 +446,4 @@ impl Group {
     pub fn is_empty(&self) -> bool {
         self.members() == 0
     }
-}
-
-/// How a request is answered with a link that stays.
-#[derive(Debug)]
-pub enum Opening {
-    /// A body of unknown length, of [`Frame::chunk`]s.
-    Chunks {
-        /// Status and headers.
-        response: Response,
-    },
-    /// The same as server-sent events: a comment goes out when it was quiet for a heartbeat, and a
-    /// `retry:` drawn for each client when the server drains.
-    Events {
-        /// Status and headers.
-        response: Response,
-    },
-    /// A WebSocket. The response is the 101 with its headers.
-    WebSocket {
-        /// The 101, with `Sec-WebSocket-Accept` and the protocol chosen.
-        response: Response,
-        /// The largest message let in, in bytes.
-        message_max: u32,
-        /// The close code for a reader that does not keep up.
-        slow: u16,
-    },
-    /// Bytes in both directions, behind a 101 or a 200.
-    Raw {
-        /// What is answered.
-        response: Response,
-    },
-    /// The connection leaves the I/O threads: whoever takes it writes the answer and drives it alone.
-    HandOver {
-        /// What is to be answered.
-        response: Response,
-        /// Who takes it, on the I/O thread: it must not block.
-        to: HandOver,
-    },
-}
-
-/// Takes a connection out of the I/O threads.
-pub struct HandOver(Box<dyn FnOnce(Handed) + Send>);
-
-impl HandOver {
-    /// By calling `take`, on an I/O thread.
-    pub fn new(take: impl FnOnce(Handed) + Send + 'static) -> HandOver {
-        HandOver(Box::new(take))
-    }
-
-    pub(crate) fn hand(self, handed: Handed) {
-        (self.0)(handed);
-    }
-}
-
-impl fmt::Debug for HandOver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HandOver")
-    }
-}
-
-/// A connection that left the I/O threads.
-pub struct Handed {
-    /// Its socket, which does not block and is registered nowhere.
-    pub socket: HandedSocket,
-    /// The encryption between, if there is any.
-    pub tls: Option<rustls::Connection>,
-    /// The answer, to be written first.
-    pub head: Vec<u8>,
-    /// What the peer sent behind its request.
-    pub early: Vec<u8>,
-    /// Who is at the other end.
-    pub peer: Peer,
-}
-
-/// The socket of a connection that left the I/O threads.
-#[derive(Debug)]
-pub enum HandedSocket {
-    /// Over TCP.
-    Tcp(mio::net::TcpStream),
-    /// On this machine.
-    Unix(mio::net::UnixStream),
-}
-
-/// The request in flight on a link: answered once, now or later, from any thread.
-///
-/// Dropped without an answer it answers 500, so that no peer waits for a handler that lost it.
-pub struct Exchange {
-    link: LinkHandle,
-    answered: bool,
-}
-
-impl Exchange {
-    pub(crate) fn new(link: LinkHandle) -> Exchange {
-        Exchange { link, answered: false }
-    }
-
-    /// The link the request came over.
-    pub fn link(&self) -> LinkId {
-        self.link.id()
-    }
-
-    /// Answers with a whole response.
-    pub fn answer(mut self, response: Response) {
-        self.answer_with(response);
-    }
-
-    fn answer_with(&mut self, response: Response) {
-        self.answered = true;
-        self.link.port.push_answer(Order::Answer { line: self.link.line, response });
-    }
-
-    /// Answers with a link that stays; `owner` hears what happens on it.
-    pub fn open(mut self, opening: Opening, owner: Option<Owner>) -> LinkHandle {
-        self.answered = true;
-        let opening = Box::new(opening);
-        self.link.port.push_answer(Order::Open { line: self.link.line, opening, owner });
-        self.link.clone()
-    }
-
-    /// Lets the body of a streamed request flow to `owner`, as [`Happened::Bytes`] and
-    /// [`Happened::Ended`]; [`Happened::Closed`] if the peer leaves before it was answered. The request
-    /// may be answered at any time, also before its body ended; nothing is heard after that.
-    pub fn stream_body(&self, owner: Owner) -> LinkHandle {
-        self.link.port.push_answer(Order::Body { line: self.link.line, owner });
-        self.link.clone()
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.answer_with(Response::problem(500, "internal", "the request was dropped without an answer"));
-        }
-    }
-}
-
-impl fmt::Debug for Exchange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "request {} on {:?}", self.link.line.request, self.link)
-    }
-}
-
-/// What to do with a request whose head was read.
-pub enum Plan {
-    /// Read the body up to `max` bytes (more is a 413), then call `then` with all of it.
-    Whole {
-        /// The largest body.
-        max: usize,
-        /// Called on the I/O thread with the body; answers through the exchange it holds.
-        then: Box<dyn FnOnce(Vec<u8>) + Send>,
-    },
-    /// The handler has the exchange; the body waits until [`Exchange::stream_body`] is called.
-    Streamed,
-    /// The exchange is answered; what is left of the body is not read and the connection closes (unless
-    /// there is no body).
-    Answered,
-}
-
-/// What serves requests. Called on an I/O thread: it must not block, and it must not wait for room in a
-/// channel.
-pub trait Front: Send + Sync {
-    /// A head has been read.
-    fn request(&self, head: Head, peer: &Peer, exchange: Exchange) -> Plan;
 }

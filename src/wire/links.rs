@@ -40,11 +40,11 @@ pub(crate) use queue::GATHER_MAX;
 use self::one::{Incoming, Link, Outgoing};
 use self::outbox::Outboxes;
 use super::dial::{Adopted, Speak};
+use super::exchange::{Front, HandOver};
 use super::limits::Limits;
-use super::link::{
-    Closing, Front, GroupId, HandOver, Happened, Line, LinkHandle, LinkId, Order, Orders, Peer, Port,
-};
-use super::websocket::{self, Message, Role, close};
+use super::link::{Closing, GroupId, Happened, LinkHandle, LinkId, Peer};
+use super::order::{Line, Order, Orders, Port};
+use super::websocket::{self, Message, Role, Violation, close};
 use crate::rt::{Hasher, Rt};
 use crate::state::time::{Moment, Wall};
 use std::time::Duration;
@@ -99,6 +99,10 @@ pub(crate) struct Links {
     /// Set once the server goes: requests in flight are the last on their connection.
     draining: bool,
     scratch: Vec<Message>,
+    /// WebSockets that broke the protocol behind messages which their rooms have not heard yet.
+    broken: Vec<(LinkId, Violation)>,
+    /// The same, once they have: whoever answers at once has answered before the next round.
+    breaking: Vec<(LinkId, Violation)>,
     taken: Vec<Order>,
     /// Slots whose connection the driver has still to close.
     freed: Vec<usize>,
@@ -134,6 +138,8 @@ impl Links {
             masks: Vec::new(),
             draining: false,
             scratch: Vec::new(),
+            broken: Vec::new(),
+            breaking: Vec::new(),
             taken: Vec::new(),
             freed: Vec::new(),
             handing: Vec::new(),
@@ -305,9 +311,9 @@ impl Links {
 
     // ---- bytes leave
 
-    /// Whether a connection is left with something to write.
+    /// Whether a connection is left with something to write, or to end.
     pub(crate) fn has_dirty(&self) -> bool {
-        !self.dirty.is_empty()
+        !self.dirty.is_empty() || !self.breaking.is_empty()
     }
 
     /// A connection with something to write, or to end.
@@ -378,6 +384,7 @@ impl Links {
     /// Offers every batch of events to its room.
     pub(crate) fn settle(&mut self) {
         let delivered = self.outboxes.deliver();
+        self.breaking.append(&mut self.broken);
         self.count().parked.add(delivered.full);
         for id in delivered.park {
             if let Some(slot) = self.slot_of(id)

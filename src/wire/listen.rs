@@ -10,8 +10,8 @@ use mio::{Interest, Token};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as RawSocket, TcpKeepalive, Type};
 use std::time::Duration;
 
+use super::carrier::{Carrier, Socket};
 use super::link::Peer;
-use super::poll::{Carrier, Socket};
 use super::tls::{ServerTls, Tls};
 use crate::error::{Error, Result};
 
@@ -78,6 +78,17 @@ impl Listener {
         Listener { socket: Listening::Tcp(socket), tls: None }
     }
 
+    /// The same for a Unix-domain socket; its file is left where it is.
+    #[must_use]
+    pub fn from_unix(socket: std::os::unix::net::UnixListener) -> Listener {
+        Listener { socket: Listening::Unix(socket, Path::new("").to_owned()), tls: None }
+    }
+
+    /// Whether connections come over TCP.
+    pub fn is_tcp(&self) -> bool {
+        matches!(self.socket, Listening::Tcp(_))
+    }
+
     /// Speaks TLS to whoever comes.
     #[must_use]
     pub fn with_tls(mut self, tls: ServerTls) -> Listener {
@@ -90,6 +101,10 @@ impl Listener {
         match &self.socket {
             Listening::Tcp(socket) => {
                 Bound::Tcp(socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0))))
+            }
+            Listening::Unix(socket, path) if path.as_os_str().is_empty() => {
+                let address = socket.local_addr().ok();
+                Bound::Unix(address.and_then(|at| at.as_pathname().map(Path::to_owned)).unwrap_or_default())
             }
             Listening::Unix(_, path) => Bound::Unix(path.clone()),
         }
@@ -181,7 +196,9 @@ impl Accepting {
 
 impl Drop for Accepting {
     fn drop(&mut self) {
-        if let Watched::Unix(_, path) = &self.socket {
+        if let Watched::Unix(_, path) = &self.socket
+            && !path.as_os_str().is_empty()
+        {
             // It may have been replaced or removed by somebody else: either way it is not ours any more.
             let _ = std::fs::remove_file(path);
         }

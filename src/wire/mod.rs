@@ -15,24 +15,27 @@
 //! - [`http`], [`websocket`]: the protocols, without I/O;
 
 pub mod bearer;
+mod carrier;
 pub mod dial;
 pub(crate) mod dialer;
+pub mod exchange;
 pub mod frame;
 pub mod http;
 pub mod limits;
 pub mod link;
 pub(crate) mod links;
 mod listen;
+pub(crate) mod order;
 mod poll;
 mod tls;
 pub mod websocket;
 
 pub use dial::{Adopted, Dial, Refused, Speak, Target, Wire};
+pub use exchange::{Exchange, Front, HandOver, Handed, HandedSocket, Opening, Plan, Terms};
 pub use frame::{Encoding, Frame};
-pub use limits::{Counts, Limits, describe};
+pub use limits::{Counts, Limits};
 pub use link::{
-    Closing, Doors, Exchange, Front, Group, GroupId, HandOver, Handed, HandedSocket, Happened, LinkBatch,
-    LinkEvent, LinkHandle, LinkId, Opening, Outlet, Owner, Peer, Plan,
+    Closing, Doors, Group, GroupId, Happened, LinkBatch, LinkEvent, LinkHandle, LinkId, Outlet, Owner, Peer,
 };
 pub use listen::{Bound, Listener};
 pub use poll::{IoThreads, Running};

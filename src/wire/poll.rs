@@ -7,21 +7,21 @@
 //! written until the kernel says it would block, and each round gives a connection a bounded number of
 //! bytes, so that one busy peer starves nobody.
 
-use std::any::Any;
-use std::io::{self, IoSlice, Read, Write};
-use std::net::Shutdown;
+use std::io::{self, IoSlice, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mio::{Interest, Token};
+use mio::Token;
 
-use super::Target;
+use super::carrier::{Carrier, Socket, carrier_of};
 use super::dialer::Dialer;
-use super::limits::{Census, Limits, Place, Rate};
-use super::link::{Doors, Errand, Front, Handed, HandedSocket, Orders, Peer, Port};
+use super::exchange::{Front, Handed, HandedSocket};
+use super::limits::{Census, Limits, Rate};
+use super::link::{Doors, Peer};
 use super::links::{Effect, GATHER_MAX, Handing, Links};
 use super::listen::{Accepting, Bound, Listener};
-use super::tls::{ClientTls, Tls};
+use super::order::{Errand, Orders, Port};
+use super::tls::ClientTls;
 use super::{Dial, Wire};
 use crate::error::{Code, Error, Result};
 use crate::rt::{Rt, Thread};
@@ -200,96 +200,6 @@ struct Connection {
     writable: bool,
     /// Whether it stands in the list of those to be read.
     listed: bool,
-}
-
-/// A socket, plain or encrypted, on its way to an I/O thread or on one.
-pub(super) struct Carrier {
-    pub(super) socket: Socket,
-    pub(super) tls: Option<Box<Tls>>,
-    /// Its place among the links of its address, where those are counted.
-    pub(super) place: Option<Place>,
-}
-
-pub(super) enum Socket {
-    Tcp(mio::net::TcpStream),
-    Unix(mio::net::UnixStream),
-}
-
-impl Read for Socket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(socket) => socket.read(buffer),
-            Socket::Unix(socket) => socket.read(buffer),
-        }
-    }
-}
-
-impl Write for Socket {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(socket) => socket.write(bytes),
-            Socket::Unix(socket) => socket.write(bytes),
-        }
-    }
-
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(socket) => socket.write_vectored(slices),
-            Socket::Unix(socket) => socket.write_vectored(slices),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Socket {
-    fn register(&mut self, registry: &mio::Registry, token: Token) -> io::Result<()> {
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        match self {
-            Socket::Tcp(socket) => registry.register(socket, token, interest),
-            Socket::Unix(socket) => registry.register(socket, token, interest),
-        }
-    }
-
-    fn finish(&self) -> io::Result<()> {
-        match self {
-            Socket::Tcp(socket) => socket.shutdown(Shutdown::Write),
-            Socket::Unix(socket) => socket.shutdown(Shutdown::Write),
-        }
-    }
-}
-
-impl Carrier {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &mut self.tls {
-            None => self.socket.read(buffer),
-            Some(tls) => tls.read(&mut self.socket, buffer),
-        }
-    }
-
-    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match &mut self.tls {
-            None => self.socket.write_vectored(slices),
-            Some(tls) => tls.write(&mut self.socket, slices),
-        }
-    }
-
-    /// Sends what TLS holds back; whether nothing is left there.
-    fn flush(&mut self) -> io::Result<bool> {
-        match &mut self.tls {
-            None => Ok(true),
-            Some(tls) => tls.flush(&mut self.socket),
-        }
-    }
-
-    fn finish(&mut self) -> io::Result<()> {
-        if let Some(tls) = &mut self.tls {
-            tls.finish(&mut self.socket)?;
-        }
-        self.socket.finish()
-    }
 }
 
 /// Everything one thread owns.
@@ -713,10 +623,6 @@ impl IoThread {
     }
 }
 
-fn carrier_of(carrier: Box<dyn Any + Send>) -> Option<Carrier> {
-    carrier.downcast::<Carrier>().ok().map(|carrier| *carrier)
-}
-
 /// Tells a peer that there is no room, and closes.
 fn turn_away(mut carrier: Carrier) {
     const SORRY: &[u8] =
@@ -731,18 +637,4 @@ fn turn_away(mut carrier: Carrier) {
 /// A descriptor to give away when there are no more.
 fn spare() -> Option<std::fs::File> {
     std::fs::File::open("/dev/null").ok()
-}
-
-/// The peer of a socket that was dialed.
-pub(super) fn dialed_peer(target: &Target, socket: &Socket) -> Peer {
-    let address = match socket {
-        Socket::Tcp(socket) => socket.peer_addr().ok(),
-        Socket::Unix(_) => None,
-    };
-    Peer {
-        ip: address.map(|address| address.ip()),
-        port: address.map_or(0, |address| address.port()),
-        tls: target.tls,
-        listener: Peer::DIALED,
-    }
 }

@@ -9,11 +9,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
 
 use crate::error::{Code, Error, Result};
+use crate::rt::Lock;
 
-/// What a listener shows and proves with.
+/// What a listener shows and proves with. Clones are the same: what replaces one replaces all.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
-    config: Arc<ServerConfig>,
+    config: Arc<Lock<Arc<ServerConfig>>>,
 }
 
 impl ServerTls {
@@ -35,7 +36,13 @@ impl ServerTls {
             .map_err(|error| bad(chain, &error))?;
         let mut config = config;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(ServerTls { config: Arc::new(config) })
+        Ok(ServerTls { config: Arc::new(Lock::new(Arc::new(config))) })
+    }
+
+    /// Shows what `other` shows from now on. Links that are open keep what they have.
+    pub fn replace(&self, other: &ServerTls) {
+        let config = other.config.lock().clone();
+        *self.config.lock() = config;
     }
 }
 
@@ -121,7 +128,7 @@ const BUFFER_MAX: usize = 64 * 1024;
 
 impl Tls {
     pub(super) fn server(tls: &ServerTls) -> io::Result<Tls> {
-        let connection = ServerConnection::new(tls.config.clone()).map_err(io::Error::other)?;
+        let connection = ServerConnection::new(tls.config.lock().clone()).map_err(io::Error::other)?;
         Ok(Tls::new(connection.into()))
     }
 

@@ -75,6 +75,8 @@ pub mod close {
     pub const TRY_AGAIN: u16 = 1013;
     /// A follower that does not keep up: its token makes it whole when it comes back.
     pub const SLOW: u16 = 4008;
+    /// The credentials it was opened with have ended: come back with others.
+    pub const EXPIRED: u16 = 4401;
 }
 
 const CONT: u8 = 0;

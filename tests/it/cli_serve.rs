@@ -139,7 +139,7 @@ fn the_version_is_one_line_and_as_json_says_what_it_was_built_from() {
     assert_eq!((exit, text), (0, format!("towpath {}\n", env!("CARGO_PKG_VERSION"))));
     let output = run(&["version", "--json"]);
     let version: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(version["features"], serde_json::json!(["postgres"]), "tests run what users get");
+    assert_eq!(version["features"], serde_json::json!(["jwt", "postgres"]), "tests run what users get");
     assert!(version["rustc"].as_str().is_some_and(|rustc| rustc.starts_with("rustc ")), "{version}");
 }
 

@@ -7,6 +7,7 @@
 extern crate self as libfuzzer_sys;
 use fuzz::fuzz_target;
 
+mod asking;
 mod batching;
 #[cfg(feature = "postgres")]
 mod bus_postgres;
@@ -34,6 +35,9 @@ mod fault_receipts;
 #[allow(dead_code, unreachable_pub, reason = "an example with a main of its own")]
 mod flaky;
 mod front_batching;
+mod front_crowd;
+mod front_entrance;
+mod front_limits;
 mod front_scarce;
 mod front_streams;
 mod fuzz;

@@ -131,13 +131,18 @@ impl Daemon {
 
     /// Waits for a line of the log that contains `text`, and answers it.
     pub(crate) fn wait_for_log(&self, text: &str) -> String {
+        self.log_until(text).pop().expect("the last line is the one")
+    }
+
+    /// The same with every line before it.
+    pub(crate) fn log_until(&self, text: &str) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
         let mut seen = Vec::new();
         while let Ok(line) = self.log.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            if line.contains(text) {
-                return line;
-            }
             seen.push(line);
+            if seen.last().is_some_and(|line| line.contains(text)) {
+                return seen;
+            }
         }
         panic!("no log line with {text:?} within {PATIENCE:?}; there were {seen:#?}");
     }

@@ -158,14 +158,23 @@ pub enum Ended {
     Auth,
     /// The follower did not keep up: it may come back with its token.
     Slow,
+    /// The stream has as many followers here as it may have.
+    Full,
     /// The engine has stopped: the follower may come back with its token.
     Stopped,
 }
 
 impl Ended {
     /// Every reason.
-    pub(super) const ALL: [Ended; 6] =
-        [Ended::Closed, Ended::Deleted, Ended::Expired, Ended::Auth, Ended::Slow, Ended::Stopped];
+    pub(super) const ALL: [Ended; 7] = [
+        Ended::Closed,
+        Ended::Deleted,
+        Ended::Expired,
+        Ended::Auth,
+        Ended::Slow,
+        Ended::Full,
+        Ended::Stopped,
+    ];
 
     /// As it is written.
     pub const fn name(self) -> &'static str {
@@ -175,6 +184,7 @@ impl Ended {
             Ended::Expired => "expired",
             Ended::Auth => "auth",
             Ended::Slow => "slow",
+            Ended::Full => "full",
             Ended::Stopped => "stopped",
         }
     }

@@ -11,6 +11,7 @@ use crate::codec::sse;
 use crate::codec::token::Token;
 use crate::rt::{Moment, Sender, TrySendError};
 use crate::state::stream::Cursor;
+use crate::wire::websocket::close;
 use crate::wire::{Frame, LinkHandle};
 
 use super::event::{Ended, Event};
@@ -293,7 +294,12 @@ impl Follower {
                 if let Some(event) = event {
                     link.send(format.frame(event, name, false));
                 }
-                let code = if why == Ended::Slow { CLOSE_SLOW } else { CLOSE_NORMAL };
+                let code = match why {
+                    Ended::Slow => CLOSE_SLOW,
+                    Ended::Auth => close::EXPIRED,
+                    Ended::Full => close::TRY_AGAIN,
+                    Ended::Closed | Ended::Deleted | Ended::Expired | Ended::Stopped => CLOSE_NORMAL,
+                };
                 link.close(code, why.name());
             }
         }

@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::bus::StreamNotice;
 use crate::engine::reader::Pool;
 use crate::engine::worker::{Inbox, Refused, Room};
+use crate::metrics::Counter;
 use crate::rt::{self, Cancel, Moment, Rt, Wall};
 use crate::state::stream::{Cursor, LeaseHash};
 use crate::state::turn::{PartRefused, Turn};
@@ -93,7 +94,7 @@ pub(super) enum Message {
     /// Somebody wants to know what is followed and produced here.
     Living(Box<dyn FnOnce(Vec<Living>) + Send>),
     /// The engine is about to stop.
-    Drain,
+    Drain(rt::Sender<()>),
     /// Hints were lost: look at the flag.
     Wake,
 }
@@ -322,6 +323,8 @@ pub(super) struct Surroundings {
     /// None where no door is open: then all followers are threads of this process.
     pub doors: Option<Doors>,
     pub limits: super::Limits,
+    /// Counts followers that were one too many.
+    pub followers_refused: Counter,
     /// Set by the bus when hints were lost.
     pub hints_lost: Arc<AtomicBool>,
     pub names: Arc<super::Names>,
@@ -392,7 +395,10 @@ impl StreamsRoom {
             Message::Links(batch) => self.links(now, batch),
             Message::Serve { stream, tag, link } => self.serve(now, stream, tag, link),
             Message::Living(then) => then(self.living()),
-            Message::Drain => self.drain(now),
+            Message::Drain(done) => {
+                self.drain(now);
+                drop(done);
+            }
             Message::Wake => {}
         }
     }
@@ -435,7 +441,12 @@ impl StreamsRoom {
             tap,
         };
         self.followers.insert(id, follower);
+        let is_full = entry.followers.len() > self.around.limits.followers_max;
         self.touched.push(stream);
+        if is_full {
+            self.around.followers_refused.inc();
+            self.cut(id, Ended::Full);
+        }
     }
 
     fn unfollow(&mut self, id: FollowerId) {
@@ -497,6 +508,7 @@ impl StreamsRoom {
                     self.link_gone(event.tag);
                 }
                 Happened::Reset(_) => self.lost(event.tag),
+                Happened::Expired => self.cut(event.tag, Ended::Auth),
                 // A follower has nothing to say; what it says is not read on.
                 Happened::Opened(..)
                 | Happened::Refused(_)

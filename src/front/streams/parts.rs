@@ -136,6 +136,7 @@ impl Feed {
         for event in batch {
             match event.what {
                 Happened::Bytes(bytes) => self.feed(&bytes),
+                Happened::Expired => {}
                 Happened::Ended => {
                     // A last line need not end.
                     let rest = {

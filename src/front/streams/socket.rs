@@ -14,24 +14,25 @@ use uuid::Uuid;
 
 use super::{Said, read_lease, since};
 use crate::engine::streams::{FollowerId, Format, Since, StreamError, Streams, Written, address};
-use crate::front::{Op, Principal, Reply, Request, Response};
+use crate::front::{Guard, Op, Principal, Reply, Request, Response, Secret};
 use crate::rt::Lock;
 use crate::store::streams::Fence;
+use crate::wire::websocket::close;
 use crate::wire::{Frame, Happened, LinkBatch, LinkHandle, Outlet, Owner};
-
-/// How many streams one socket may follow.
-const FOLLOWS_MAX: usize = 1_000;
 
 /// One socket.
 struct Socket {
     streams: Streams,
-    who: Principal,
+    guard: Arc<dyn Guard>,
     message_max: u32,
+    follows_max: usize,
     state: Lock<State>,
 }
 
 #[derive(Default)]
 struct State {
+    /// Who asks: as the request said, then as the last `auth` said.
+    who: Option<Arc<Principal>>,
     link: Option<LinkHandle>,
     /// What is followed, by the name it was asked under.
     follows: BTreeMap<String, Followed>,
@@ -54,10 +55,18 @@ impl Followed {
 }
 
 /// `GET /v1/ws`
-pub(super) fn open(streams: &Streams, request: Request, reply: Reply) {
+pub(super) fn open(
+    streams: &Streams,
+    guard: &Arc<dyn Guard>,
+    follows_max: usize,
+    request: Request,
+    reply: Reply,
+) {
     let message_max = u32::try_from(streams.limits().message_bytes_max + super::AROUND).unwrap_or(u32::MAX);
-    let who = request.who().clone();
-    let socket = Arc::new(Socket { streams: streams.clone(), who, message_max, state: Lock::default() });
+    let who = Some(Arc::new(request.who().clone()));
+    let state = Lock::new(State { who, ..State::default() });
+    let (streams, guard) = (streams.clone(), guard.clone());
+    let socket = Arc::new(Socket { streams, guard, message_max, follows_max, state });
     let hears = socket.clone();
     let outlet = Outlet::new(move |batch| {
         hears.hear(batch);
@@ -102,6 +111,11 @@ enum Ask {
         id: serde_json::Value,
         s: String,
     },
+    Auth {
+        #[serde(default)]
+        id: serde_json::Value,
+        token: Secret,
+    },
 }
 
 impl Socket {
@@ -116,6 +130,7 @@ impl Socket {
                 }
                 // Which of the follows lost something is not said: the client comes back with its tokens.
                 Happened::Reset(_) => self.with_link(|link| link.close(4008, "slow")),
+                Happened::Expired => self.with_link(|link| link.close(close::EXPIRED, "auth")),
                 Happened::Closed(_) => self.close(),
                 Happened::Binary(_) => self.answer(&json!(null), Err(("bad_request", "send text".into()))),
                 Happened::Opened(..) | Happened::Refused(_) | Happened::Bytes(_) | Happened::Ended => {}
@@ -183,6 +198,7 @@ impl Socket {
             Ask::Unfollow { id, s } => self.unfollow(&id, &s),
             Ask::Append { id, s, role, content } => self.append(id, &s, role, &content),
             Ask::Parts { id, s, turn, lease, d } => self.parts(id, &s, turn, &lease, d),
+            Ask::Auth { id, token } => self.auth(&id, &token),
             Ask::Interrupt { id, s } => {
                 if self.may(&id, Op::Interrupt, &s) {
                     let then = self.told(id, |()| json!({}));
@@ -198,8 +214,42 @@ impl Socket {
         self.answer(re, Err((&of("code"), of("detail"))));
     }
 
+    fn who(&self) -> Arc<Principal> {
+        let who = self.state.lock().who.clone();
+        who.unwrap_or_else(|| Arc::new(Principal::nobody()))
+    }
+
+    /// Fresh credentials of the same caller: the socket lives as long as they do, and what they no longer
+    /// allow to follow ends.
+    fn auth(&self, re: &serde_json::Value, token: &Secret) {
+        let Some(fresh) = self.guard.holder(token.reveal()) else {
+            let detail = "these credentials are not, or no longer, good";
+            return self.answer(re, Err(("unauthorized", detail.into())));
+        };
+        if fresh.name != self.who().name {
+            let detail = "the socket was opened by somebody else: open another one";
+            return self.answer(re, Err(("forbidden", detail.into())));
+        }
+        let lost: Vec<Followed> = {
+            let mut state = self.state.lock();
+            let lost = state.follows.extract_if(.., |name, _| !fresh.may(Op::Follow, name));
+            let lost = lost.map(|(_, followed)| followed).collect();
+            if let Some(link) = &state.link {
+                link.good_until(fresh.expires);
+            }
+            state.who = Some(Arc::new(fresh));
+            lost
+        };
+        for followed in &lost {
+            if let Followed::Open(stream, id) = *followed {
+                self.streams.unfollow(stream, id);
+            }
+        }
+        self.answer(re, Ok(json!({ "ended": lost.len() })));
+    }
+
     fn may(&self, re: &serde_json::Value, op: Op, stream: &str) -> bool {
-        let may = self.who.may(op, stream);
+        let may = self.who().may(op, stream);
         if !may {
             let detail = format!("these credentials do not allow to {op} this stream");
             self.answer(re, Err(("forbidden", detail)));
@@ -228,8 +278,8 @@ impl Socket {
             let mut state = self.state.lock();
             if state.follows.contains_key(&s) {
                 Some(("exists", format!("{s} is followed on this socket already; unfollow it first")))
-            } else if state.follows.len() >= FOLLOWS_MAX {
-                Some(("full", format!("a socket follows at most {FOLLOWS_MAX} streams")))
+            } else if state.follows.len() >= self.follows_max {
+                Some(("full", format!("a socket follows at most {} streams", self.follows_max)))
             } else {
                 state.follows.insert(s.clone(), Followed::Asked(id));
                 None

@@ -11,8 +11,8 @@ use crate::rt::{Cancel, Moment, Op, Receiver, Rt, Sender, Thread};
 use crate::wire::dial::{Address, Adopted};
 use crate::wire::dialer::{judge, request};
 use crate::wire::http::ResponseReader;
-use crate::wire::link::{Errand, Orders, Port};
 use crate::wire::links::{Effect, GATHER_MAX, Links};
+use crate::wire::order::{Errand, Orders, Port};
 use crate::wire::{
     Dial, Doors, Front, Happened, Limits, LinkEvent, LinkId, Owner, Peer, Refused, Speak, Wire,
 };

@@ -1,12 +1,13 @@
 //! One link: what it reads, what it writes, when it has to be looked at again.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::queue::Queue;
 use crate::state::time::Moment;
 use crate::wire::http::{BodyReader, HeadReader};
-use crate::wire::limits::Limits;
+use crate::wire::limits::{Limits, Pace};
 use crate::wire::link::{GroupId, LinkId, Owner, Peer};
 use crate::wire::websocket;
 
@@ -111,6 +112,16 @@ pub(super) struct Link {
     pub(super) pinged: Moment,
     /// When it is closed because the server goes.
     pub(super) drain_at: Moment,
+    /// What whoever opened it keeps as long as it is there.
+    pub(super) kept: Option<Box<dyn Any + Send>>,
+    /// What it may still say in this second, where that is bounded.
+    pub(super) pace: Option<Box<Pace>>,
+    /// It said more than it may, and is not read before this.
+    pub(super) slow_until: Moment,
+    /// When the credentials end that it was opened with; then, when its owner's time to say so ends.
+    pub(super) good_until: Moment,
+    /// Whether its owner has been told that they have ended.
+    pub(super) expired: bool,
     /// The earliest alarm that is set for it.
     pub(super) rings_at: Moment,
 }
@@ -138,6 +149,11 @@ impl Link {
             last_out: now,
             pinged: now,
             drain_at: Moment::NEVER,
+            kept: None,
+            pace: None,
+            slow_until: Moment::NEVER,
+            good_until: Moment::NEVER,
+            expired: false,
             rings_at: Moment::NEVER,
         }
     }
@@ -149,14 +165,14 @@ impl Link {
             Incoming::Next => self.held.len() < limits.held_bytes,
             _ => true,
         };
-        room && !self.parked && !self.paused && !self.eof
+        room && !self.parked && !self.paused && !self.eof && self.slow_until == Moment::NEVER
     }
 
     /// When it has to be looked at, if nothing happens before.
     pub(super) fn due(&self, limits: &Limits) -> Moment {
-        let mut due = self.drain_at;
+        let mut due = self.drain_at.min(self.good_until).min(self.slow_until);
         if let Outgoing::Ending { .. } = self.outgoing {
-            return due.min(self.since + limits.close_wait);
+            return self.drain_at.min(self.since + limits.close_wait);
         }
         if !self.queue.is_empty() {
             due = due.min(self.last_out + limits.write_wait);

@@ -4,7 +4,8 @@ use super::Links;
 use super::one::{Incoming, Outgoing};
 use super::queue::Bytes;
 use crate::wire::frame::{Encoding, Frame};
-use crate::wire::link::{Closing, Errand, GroupId, Happened, Line, LinkId, Order, Owner};
+use crate::wire::link::{Closing, GroupId, Happened, LinkId, Owner};
+use crate::wire::order::{Errand, Line, Order};
 use crate::wire::websocket::{self, Outgoing as WsFrame, Role, close};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -21,6 +22,12 @@ impl Links {
             }
         }
         self.taken = orders;
+        for (id, violation) in std::mem::take(&mut self.breaking) {
+            if let Some(slot) = self.slot_of(id) {
+                self.close_websocket(slot, violation.code, violation.reason.into(), false);
+                self.end(slot, true);
+            }
+        }
         // Lost after everything that was ordered before they were.
         for group in overflow.groups {
             self.count().cut_full.add(1);
@@ -56,8 +63,8 @@ impl Links {
         match order {
             Order::Fanout { group, frame } => self.fan_out(group, &frame),
             Order::Drain(drain) => self.drain(drain),
-            Order::Open { line, opening, owner } => match (self.awaiting(line), owner) {
-                (Some(slot), owner) => self.open(slot, *opening, owner),
+            Order::Open { line, opening, owner, terms } => match (self.awaiting(line), owner) {
+                (Some(slot), owner) => self.open(slot, *opening, owner, terms),
                 (None, Some(owner)) => self.too_late(line.link, &owner),
                 (None, None) => {}
             },
@@ -77,6 +84,9 @@ impl Links {
             Order::Leave { line, group } => self.with(line, |links, slot| links.leave(slot, group)),
             Order::Mark { line, mark } => self.with(line, |links, slot| links.mark(slot, mark)),
             Order::Pause { line, paused } => self.with(line, |links, slot| links.pause(slot, paused)),
+            Order::Prolong { line, good_until } => {
+                self.with(line, |links, slot| links.prolong(slot, good_until))
+            }
             Order::Finish { line } => self.with(line, Links::finish),
             Order::Close { line, code, reason } => {
                 self.with(line, |links, slot| links.close(slot, code, reason))

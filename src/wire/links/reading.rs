@@ -117,11 +117,27 @@ impl Links {
             Incoming::WebSocket(reader) => {
                 let mut messages = std::mem::take(&mut self.scratch);
                 let outcome = reader.feed(bytes, &mut messages);
+                if let Some(until) =
+                    link.pace.as_mut().and_then(|p| p.spend(self.now, messages.len(), bytes.len()))
+                {
+                    // Not cut: who says too much at once is heard later, and feels it.
+                    link.slow_until = until;
+                    self.port.counts.slowed.add(1);
+                }
+                let (id, heard) = (link.id, !messages.is_empty());
+                if heard && outcome.is_err() {
+                    // Nothing more is read, and nothing is said but the answers to what came before.
+                    link.incoming = Incoming::Ignored;
+                }
                 for message in messages.drain(..) {
                     self.heard(slot, message);
                 }
                 self.scratch = messages;
                 if let Err(violation) = outcome {
+                    if heard {
+                        self.broken.push((id, violation));
+                        return Some(bytes.len());
+                    }
                     self.close_websocket(slot, violation.code, violation.reason.into(), false);
                     self.end(slot, true);
                 }

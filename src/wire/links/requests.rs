@@ -3,10 +3,14 @@
 use super::one::{InFlight, Incoming, Outgoing, Streamed, Whole};
 use super::queue::Bytes;
 use super::{Effect, Handing, INLINE_MAX, Links};
+use crate::state::time::Moment;
+use crate::wire::exchange::{Exchange, HandOver, Opening, Plan, Terms};
 use crate::wire::http::{
     BodyReader, Framed, Head, HeadReader, Method, Refusal, Response, ResponseForm, Version,
 };
-use crate::wire::link::{Exchange, HandOver, Line, LinkHandle, Opening, Owner, Plan};
+use crate::wire::limits::Pace;
+use crate::wire::link::{LinkHandle, Owner};
+use crate::wire::order::Line;
 use crate::wire::websocket::{self, Role, close};
 use std::time::Duration;
 
@@ -119,6 +123,7 @@ impl Links {
         // What is still on its way to the last answer meets nobody.
         link.request.number = link.request.number.wrapping_add(1);
         link.since = now;
+        (link.good_until, link.expired, link.kept) = (Moment::NEVER, false, None);
         self.go_on(slot);
         self.resume(slot);
         self.set_alarm(slot);
@@ -129,11 +134,13 @@ impl Links {
         self.effects.push(Effect::Resume(slot));
     }
 
-    pub(super) fn open(&mut self, slot: usize, opening: Opening, owner: Option<Owner>) {
+    pub(super) fn open(&mut self, slot: usize, opening: Opening, owner: Option<Owner>, terms: Terms) {
         let (now, wall) = (self.now, self.wall);
+        let good_until = self.moment_of(terms.good_until);
         let Some(link) = self.slots[slot].as_deref_mut() else { return };
         link.request.waiting = false;
         link.since = now;
+        (link.good_until, link.expired, link.kept) = (good_until, false, terms.kept);
         if owner.is_some() {
             link.owner = owner;
         }
@@ -153,6 +160,7 @@ impl Links {
                 (response, Framed::UntilClose, Outgoing::Chunks { framed, events: true })
             }
             Opening::WebSocket { response, message_max, slow } => {
+                link.pace = Pace::of(&self.limits).map(Box::new);
                 link.incoming =
                     Incoming::WebSocket(Box::new(websocket::Reader::new(Role::Server, message_max)));
                 (

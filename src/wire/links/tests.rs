@@ -3,9 +3,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::rt;
+use crate::wire::exchange::{Exchange, Front, Opening, Plan};
 use crate::wire::frame::Frame;
 use crate::wire::http::{Head, Response};
-use crate::wire::link::{Doors, Exchange, Front, LinkBatch, Opening, Outlet, Owner, Plan};
+use crate::wire::link::{Doors, LinkBatch, Outlet, Owner};
 use crate::wire::websocket::Outgoing as WsFrame;
 
 /// Answers `/now`, drops what asks for `/never` into a list, opens events on `/events`, a WebSocket on `/ws`

@@ -3,10 +3,11 @@
 use super::one::{Incoming, Outgoing};
 use super::{Links, STUCK_WAIT};
 use crate::codec::sse;
-use crate::state::time::Moment;
+use crate::state::time::{Moment, Wall};
 use crate::wire::Drain;
 use crate::wire::frame::Frame;
 use crate::wire::http::Refusal;
+use crate::wire::link::Happened;
 use crate::wire::websocket::{Outgoing as WsFrame, close};
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -15,6 +16,9 @@ const SLOW_HEAD: Refusal =
     Refusal { status: 408, code: "slow_request", detail: "the request head did not arrive in time" };
 const SLOW_BODY: Refusal =
     Refusal { status: 408, code: "slow_request", detail: "the request body did not arrive in time" };
+
+/// The last event of a reader whose credentials ended and whose owner had no words for it.
+const EXPIRED: &[u8] = b"event: closed\ndata: {\"reason\":\"auth\"}\n\n";
 
 impl Links {
     pub(super) fn set_alarm(&mut self, slot: usize) {
@@ -71,6 +75,17 @@ impl Links {
             self.send_away(slot);
             return;
         }
+        if link.slow_until <= now {
+            link.slow_until = Moment::NEVER;
+            self.resume(slot);
+        }
+        if self.expire(slot) {
+            return;
+        }
+        let Some(link) = self.slots[slot].as_deref_mut() else { return };
+        if link.due(&limits) > now {
+            return;
+        }
         if !link.queue.is_empty() && link.last_out + limits.write_wait <= now {
             self.cut_slow(slot);
             return;
@@ -95,6 +110,42 @@ impl Links {
             }
             _ => {}
         }
+    }
+
+    /// The moment, on the clock of the alarms, at which credentials end. Counted from now, so that a wall
+    /// clock that jumps afterwards ends nothing early.
+    pub(super) fn moment_of(&self, end: Option<Wall>) -> Moment {
+        end.map_or(Moment::NEVER, |end| self.now + end.since(self.wall))
+    }
+
+    /// Other credentials were shown for an open link.
+    pub(super) fn prolong(&mut self, slot: usize, end: Option<Wall>) {
+        let until = self.moment_of(end);
+        if let Some(link) = self.slots[slot].as_deref_mut() {
+            (link.good_until, link.expired) = (until, false);
+            self.set_alarm(slot);
+        }
+    }
+
+    /// If the credentials of a live link have ended, its owner may say so, and has a second for it; then the
+    /// link is closed, which is answered with true.
+    fn expire(&mut self, slot: usize) -> bool {
+        let (now, wait) = (self.now, self.limits.close_wait);
+        let Some(link) = self.slots[slot].as_deref_mut() else { return false };
+        if link.good_until > now {
+            return false;
+        }
+        if !std::mem::replace(&mut link.expired, true) {
+            link.good_until = now + wait;
+            self.emit(slot, Happened::Expired);
+            return false;
+        }
+        link.good_until = Moment::NEVER;
+        if let Outgoing::Chunks { events: true, .. } = link.outgoing {
+            self.queue_frame(slot, &Frame::chunk(EXPIRED), false);
+        }
+        self.close(slot, close::EXPIRED, "auth".into());
+        true
     }
 
     pub(super) fn drain(&mut self, drain: Drain) {
@@ -124,7 +175,7 @@ impl Links {
     /// Closes a live link because the server goes.
     pub(super) fn send_away(&mut self, slot: usize) {
         let Some(link) = self.slots[slot].as_deref_mut() else { return };
-        link.drain_at = Moment::NEVER;
+        (link.drain_at, link.good_until) = (Moment::NEVER, Moment::NEVER);
         if let Outgoing::Chunks { events: true, .. } = link.outgoing {
             // Not all at the same moment again: each client waits a while of its own.
             let wait = 500 + (spread(self.now.0, slot as u64) * 2_500.0) as u64;

@@ -227,6 +227,7 @@ impl StreamsRoom {
             Happened::Binary(_)
             | Happened::Bytes(_)
             | Happened::Ended
+            | Happened::Expired
             | Happened::Passed(_)
             | Happened::Reset(_) => return,
         };

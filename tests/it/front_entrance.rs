@@ -1,0 +1,327 @@
+//! The way into a daemon, set by its configuration: addresses, TLS, credentials, where sockets come from.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, Mac};
+use serde_json::{Value, json};
+use tungstenite::Message;
+
+use crate::asking::{answer, ask, connect, once, read_until};
+use crate::process::{Daemon, PATIENCE, told, towpath};
+
+fn skipped(why: &str) {
+    eprintln!("\n*** SKIPPED: {why}\n");
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name)
+}
+
+/// What `/healthz` answers over TLS to somebody who trusts this file; why not, if not.
+fn health_over_tls(address: &str, trusted: &Path) -> Result<u16, String> {
+    let trust = towpath::wire::ClientTls::trusting(trusted).map_err(|error| error.to_string())?;
+    let mut socket = TcpStream::connect(address).map_err(|error| error.to_string())?;
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let rustls::Connection::Client(mut tls) = trust.connection("localhost").expect("a client") else {
+        panic!("not a client")
+    };
+    let mut stream = rustls::Stream::new(&mut tls, &mut socket);
+    stream
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .map_err(|error| error.to_string())?;
+    Ok(answer(&mut stream).0)
+}
+
+#[test]
+fn a_certificate_is_shown_and_a_new_one_is_shown_after_sighup() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (chain, key) = (folder.path().join("chain.pem"), folder.path().join("key.pem"));
+    let install = |from_chain: &Path, from_key: &Path| {
+        std::fs::copy(from_chain, &chain).expect("copied");
+        std::fs::copy(from_key, &key).expect("copied");
+    };
+    install(&fixture("localhost.pem"), &fixture("localhost.key"));
+    let daemon = Daemon::start_with(&[], |command| {
+        command.env("TOWPATH_TLS__CERTIFICATE", &chain).env("TOWPATH_TLS__KEY", &key);
+    });
+    let address = daemon.url.strip_prefix("https://").expect("it says that it speaks TLS").to_owned();
+    let authority = fixture("authority.pem");
+    assert_eq!(health_over_tls(&address, &authority), Ok(200));
+    let mut plain = connect(&daemon);
+    plain.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("sent");
+    let mut said = Vec::new();
+    // An alert, or the end.
+    let _ = plain.read_to_end(&mut said);
+    assert!(!String::from_utf8_lossy(&said).contains("HTTP/1.1"), "nothing is answered in the clear");
+
+    let port = address.rsplit(':').next().expect("a port");
+    let mut health = towpath(&["health", "--url", &format!("https://localhost:{port}")]);
+    let asked = health.env("SSL_CERT_FILE", &authority).output().expect("it runs");
+    assert_eq!(told(&asked), (0, "ok\n".to_owned()), "the program's own client trusts whom it is told to");
+
+    // A key that is no key: what holds stays.
+    std::fs::write(&key, "nonsense").expect("written");
+    daemon.signal("HUP");
+    let line = daemon.wait_for_log("stays as it was");
+    assert!(line.contains("key.pem"), "{line}");
+    assert_eq!(health_over_tls(&address, &authority), Ok(200));
+
+    let other = folder.path().join("other.pem");
+    let other_key = folder.path().join("other.key");
+    let made = Command::new("openssl")
+        .args(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+                .split(' '),
+        )
+        .args(["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-keyout")
+        .arg(&other_key)
+        .arg("-out")
+        .arg(&other)
+        .output();
+    if !made.is_ok_and(|made| made.status.success()) {
+        return skipped("a second certificate needs openssl, and there is none");
+    }
+    install(&other, &other_key);
+    daemon.signal("HUP");
+    daemon.wait_for_log("read again");
+    assert_eq!(health_over_tls(&address, &other), Ok(200), "the new certificate is shown");
+    assert!(health_over_tls(&address, &authority).is_err(), "the old one is not");
+}
+
+#[test]
+fn a_unix_socket_beside_the_port_serves_the_same_and_its_file_goes_with_the_daemon() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("door");
+    let daemon = Daemon::start_with(&[], |command| {
+        command.env("TOWPATH_SERVER__LISTEN_ALSO", format!("unix:{}", path.display()));
+    });
+    let mut socket = UnixStream::connect(&path).expect("it listens there, too");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    assert_eq!(ask(&mut socket, "GET /healthz", "", "").0, 200);
+    assert_eq!(daemon.get("/healthz").0, 200);
+    daemon.signal("TERM");
+    let (exit, text) = daemon.wait();
+    assert_eq!(exit, 0, "{text}");
+    assert!(text.contains(&format!("listening on http://unix:{}", path.display())), "{text}");
+    assert!(!path.exists());
+}
+
+#[test]
+fn settings_that_would_leave_a_door_open_are_refused_with_78() {
+    let cases: [(&[(&str, &str)], &str); 5] = [
+        (&[("TOWPATH_SERVER__LISTEN_ALSO", "0.0.0.0:0")], "server.listen_also"),
+        (&[("TOWPATH_TLS__CERTIFICATE", "/nowhere.pem")], "tls.certificate"),
+        (
+            &[("TOWPATH_TLS__CERTIFICATE", "/nowhere.pem"), ("TOWPATH_TLS__KEY", "/nowhere.key")],
+            "/nowhere.pem",
+        ),
+        (&[("TOWPATH_AUTH__JWT_KEYS", "/nowhere.jwt")], "/nowhere.jwt"),
+        (&[("TOWPATH_SERVER__REUSE_PORT", "true")], "server.reuse_port"),
+    ];
+    for (environment, named) in cases {
+        let data = tempfile::tempdir().expect("a temporary folder");
+        let mut command = towpath(&["serve", "--listen", "127.0.0.1:0", "--data"]);
+        let refused = command.arg(data.path()).envs(environment.iter().copied()).output().expect("it runs");
+        let (exit, text) = told(&refused);
+        assert_eq!(exit, 78, "{environment:?}: {text}");
+        assert!(text.contains(named), "{environment:?}: {text}");
+    }
+}
+
+const SECRET: &str = "a-shared-secret-of-more-than-thirty-two-characters";
+
+/// A JWT signed with HS256.
+fn jwt(secret: &str, claims: &Value) -> String {
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let signed = format!("{}.{}", part(&json!({"alg": "HS256", "typ": "JWT"})), part(claims));
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).expect("any length");
+    mac.update(signed.as_bytes());
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes()))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs()
+}
+
+fn bearer(token: &str) -> String {
+    format!("Authorization: Bearer {token}\r\n")
+}
+
+#[test]
+fn a_jwt_opens_the_streams_it_names_and_live_reads_end_with_it() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let key = folder.path().join("key.jwt");
+    std::fs::write(&key, format!("{SECRET}\n")).expect("written");
+    let daemon = Daemon::start_with(&[], |command| {
+        command.env("TOWPATH_AUTH__JWT_KEYS", &key);
+    });
+    let streams = |ops: &[&str]| json!([{"match": "chat/*", "ops": ops}]);
+    let all = streams(&["follow", "append", "produce", "manage", "interrupt"]);
+    let writer = bearer(&jwt(SECRET, &json!({"sub": "w", "exp": now() + 3_600, "streams": all})));
+    assert_eq!(once(&daemon, "PUT /v1/streams/chat/1", "", "").0, 401, "nobody comes in without");
+    assert_eq!(once(&daemon, "PUT /v1/streams/chat/1", &writer, "").0, 201);
+    assert_eq!(once(&daemon, "PUT /v1/streams/other", &writer, "").0, 403, "its scope ends at chat/");
+
+    // Long enough for what comes before the end on a busy machine; the reads end with it all the same.
+    let short = jwt(SECRET, &json!({"sub": "r", "exp": now() + 5, "streams": streams(&["follow"])}));
+    let reader = bearer(&short);
+    let refused = once(&daemon, "POST /v1/streams/chat/1/messages", &reader, r#"{"role":"u","content":1}"#);
+    assert_eq!(refused.0, 403, "a follower does not write: {}", refused.1);
+
+    let mut events = connect(&daemon);
+    let line = format!("GET /v1/streams/chat/1/events HTTP/1.1\r\nHost: localhost\r\n{reader}\r\n");
+    events.write_all(line.as_bytes()).expect("sent");
+    read_until(&mut events, "event: live");
+    let websocket = |path: &str, token: &str| {
+        let carried = format!("towpath.v1, towpath.bearer.{token}");
+        let request = tungstenite::http::Request::builder()
+            .uri(format!("ws://{}{path}", daemon.address()))
+            .header("host", "localhost")
+            .header("upgrade", "websocket")
+            .header("connection", "Upgrade")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+            .header("sec-websocket-protocol", carried)
+            .body(())
+            .expect("a request");
+        tungstenite::client(request, connect(&daemon)).expect("it is let in").0
+    };
+    let mut follow = websocket("/v1/streams/chat/1/events", &short);
+    let mut many = websocket("/v1/ws", &short);
+    let mut renewed = websocket("/v1/ws", &short);
+    let fresh = json!({"sub": "r", "exp": now() + 3_600, "streams": streams(&["follow"])});
+    let stranger = json!({"sub": "s", "exp": now() + 3_600, "streams": streams(&["follow"])});
+    let mut say = |value: Value| {
+        renewed.send(Message::text(value.to_string())).expect("sent");
+        loop {
+            let text = renewed.read().expect("an answer").into_text().expect("text").to_string();
+            let answer: Value = serde_json::from_str(&text).expect("JSON");
+            if answer.get("re").is_some() {
+                return answer;
+            }
+        }
+    };
+    let answer = say(json!({"id": 1, "op": "auth", "token": jwt(SECRET, &stranger)}));
+    assert_eq!(answer["error"]["code"], "forbidden", "somebody else's: {answer}");
+    let answer = say(
+        json!({"id": 2, "op": "auth", "token": jwt("another-secret-of-more-than-32-characters", &fresh)}),
+    );
+    assert_eq!(answer["error"]["code"], "unauthorized", "{answer}");
+    let answer = say(json!({"id": 3, "op": "auth", "token": jwt(SECRET, &fresh)}));
+    assert!(answer["ok"].is_object(), "{answer}");
+
+    let last = read_until(&mut events, "0\r\n\r\n");
+    assert!(last.contains("event: closed") && last.contains(r#"{"reason":"auth"}"#), "{last}");
+    for (socket, what) in [(&mut follow, "a follow"), (&mut many, "many follows")] {
+        let close = loop {
+            match socket.read().expect("it is closed as it should be") {
+                Message::Close(close) => break close.expect("with a code"),
+                Message::Text(text) => assert!(!text.contains("\"t\":\"message\""), "{text}"),
+                _ => {}
+            }
+        };
+        assert_eq!((u16::from(close.code), close.reason.as_str()), (4401, "auth"), "{what}");
+    }
+    let answer = say(json!({"id": 4, "op": "follow", "s": "chat/1"}));
+    assert!(answer["ok"].is_object(), "the one with fresh credentials goes on: {answer}");
+    assert_eq!(once(&daemon, "GET /v1/streams/chat/1/state", &reader, "").0, 401, "the token is over");
+
+    // Another key after SIGHUP: what the old one signed is nobody's.
+    std::fs::write(&key, "another-secret-of-more-than-32-characters").expect("written");
+    daemon.signal("HUP");
+    daemon.wait_for_log("read again");
+    assert_eq!(once(&daemon, "GET /v1/streams/chat/1/state", &writer, "").0, 401);
+}
+
+#[test]
+fn an_origin_from_the_list_may_read_with_a_ticket_and_another_may_not() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("tokens");
+    let made = crate::process::run(&["token", "new", "ops", "--role", "admin"]);
+    let token = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+    std::fs::write(&file, made.stderr).expect("written");
+    let daemon = Daemon::start_with(&["--token-file", file.to_str().expect("UTF-8")], |command| {
+        command.env("TOWPATH_SERVER__ALLOW_ORIGINS", "https://app.example.com");
+    });
+    let token = bearer(&token);
+    assert_eq!(once(&daemon, "PUT /v1/streams/a", &token, "").0, 201);
+    let (status, ticket) = once(&daemon, "POST /v1/ticket", &token, "");
+    assert_eq!(status, 201, "{ticket}");
+    let ticket: Value = serde_json::from_str(&ticket).expect("JSON");
+    let path = format!("GET /v1/streams/a/events?ticket={}", ticket["ticket"].as_str().expect("a ticket"));
+    let open = |origin: &str| {
+        let mut socket = connect(&daemon);
+        let request = format!("{path} HTTP/1.1\r\nHost: {}\r\nOrigin: {origin}\r\n\r\n", daemon.address());
+        socket.write_all(request.as_bytes()).expect("sent");
+        crate::asking::head(&mut socket)
+    };
+    assert!(open("https://evil.example.com").starts_with("HTTP/1.1 403 "), "and the ticket is not spent");
+    let head = open("https://app.example.com");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    assert!(head.contains("access-control-allow-origin: https://app.example.com\r\n"), "{head}");
+    assert!(open("https://app.example.com").starts_with("HTTP/1.1 401 "), "a ticket is good once");
+}
+
+#[test]
+fn sockets_that_a_service_manager_bound_are_served() {
+    use std::os::fd::AsRawFd;
+    if !Path::new("/bin/bash").exists() {
+        return skipped("handing a socket over needs /bin/bash, and there is none");
+    }
+    let bound = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = bound.local_addr().expect("bound");
+    rustix::io::fcntl_setfd(&bound, rustix::io::FdFlags::empty()).expect("children inherit it");
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let program = crate::process::program().to_owned();
+    let script = format!(
+        "exec 3<&{}; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$0\" serve --listen 127.0.0.1:1 --data \"$1\"",
+        bound.as_raw_fd()
+    );
+    let mut child = Command::new("/bin/bash")
+        .args(["-c", &script])
+        .arg(program)
+        .arg(data.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut line = String::new();
+    let mut said = std::io::BufReader::new(child.stdout.take().expect("piped"));
+    std::io::BufRead::read_line(&mut said, &mut line).expect("a line");
+    let mut socket = TcpStream::connect(address).expect("somebody bound it");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let health = line.starts_with("listening").then(|| ask(&mut socket, "GET /healthz", "", "").0);
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+    assert_eq!((line.trim(), health), (format!("listening on http://{address}").as_str(), Some(200)));
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn two_daemons_share_a_port_and_one_of_them_may_go() {
+    let Some(url) = crate::cluster::database() else { return };
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = free.local_addr().expect("bound").to_string();
+    drop(free);
+    let start = || {
+        Daemon::start_with(&["--listen", &address, "--store", &url], |command| {
+            command.env("TOWPATH_SERVER__REUSE_PORT", "true");
+        })
+    };
+    let (old, new) = (start(), start());
+    assert_eq!(once(&new, "PUT /v1/streams/a", "", "").0, 201);
+    old.signal("TERM");
+    let (exit, text) = old.wait();
+    assert_eq!(exit, 0, "{text}");
+    // Whoever comes now meets the one that stayed, and what the other wrote.
+    for _ in 0..20 {
+        assert_eq!(once(&new, "GET /v1/streams/a/state", "", "").0, 200);
+    }
+}
