@@ -1,7 +1,7 @@
 # A few words for people. Anything longer than two lines is a script in tests/ or Rust.
 .DEFAULT_GOAL := words
 SHELL := bash
-.PHONY: words run test check setup sim bench bench-check faults fuzz soak examples install flake still autobahn
+.PHONY: words run test check setup sim bench bench-check bench-peers faults fuzz soak examples install flake still autobahn
 
 LISTEN ?= 127.0.0.1:7700
 DATA ?= towpath-data
@@ -44,6 +44,10 @@ fuzz: ## every target of tests/fuzz for EACH= seconds (TARGET= only one)
 
 soak: ## every test named soak_* for MINUTES= each (TEST= part of a name)
 	SOAK_MINUTES=$(MINUTES) cargo test --locked --release --test it ::soak_$(TEST) -- --nocapture --test-threads 1
+
+bench-peers: ## the Durable Streams path beside the Rust server of that protocol, installed under target/peers
+	cargo install durable-streams --version 0.1.5 --locked --root target/peers && cargo build --locked --release
+	cargo run --locked --release --manifest-path tests/bench/Cargo.toml --target-dir target --bin peers -- target
 
 examples: ## run the examples that end by themselves and compare what they print with what they promise
 	cargo test --locked --test it examples:: -- --nocapture
