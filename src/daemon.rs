@@ -249,6 +249,7 @@ impl Daemon {
         router.guard(gate.clone());
         add_dashboard(&mut router);
         front::streams::routes(&mut router, engine.streams(), follows_max(config));
+        front::durable::routes(&mut router, engine.streams());
         let others = [
             front::agents::routes(engine.metadata()),
             // With a receipt only where the caller asks for one (`Prefer: durable`).

@@ -37,14 +37,15 @@ initdb() { have initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/nu
 initdb || install "a private PostgreSQL cluster for the store's tests" postgresql
 
 have node && have npm || install "the River and browser interop tests" nodejs npm
-if [ -f tests/interop/package-lock.json ] && have npm; then
-    # npm writes this file last, so a newer lock means another set of packages.
-    if [ tests/interop/package-lock.json -nt tests/interop/node_modules/.package-lock.json ]; then
-        say "npm ci in tests/interop"
-        npm ci --prefix tests/interop --no-audit --no-fund --silent ||
+for folder in tests/interop tests/interop/durable; do
+    have npm || break
+    # npm writes the second file last, so a newer lock means another set of packages.
+    if [ $folder/package-lock.json -nt $folder/node_modules/.package-lock.json ]; then
+        say "npm ci in $folder"
+        npm ci --prefix $folder --no-audit --no-fund --silent ||
             say "npm ci failed; the interop tests will say that they did not run"
     fi
-fi
+done
 
 # The River reference, as it is now and as it was; the tests that need one say so where it is not to be had.
 for folder in river river-v1; do

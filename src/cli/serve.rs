@@ -51,6 +51,9 @@ pub(super) struct Serve {
     /// Let pipes lead there: `host:port`, `10.0.0.0/8:22`, `unix:/path` (repeat it for more) [pipes.allow]
     #[arg(long, value_name = "TARGET")]
     allow: Vec<String>,
+    /// Let pages of this origin use the daemon, besides its own (repeat it for more) [server.allow_origins]
+    #[arg(long, value_name = "ORIGIN")]
+    allow_origin: Vec<String>,
     /// Listen where strangers can reach it although there is no authentication [server.insecure]
     #[arg(long)]
     insecure: bool,
@@ -63,6 +66,7 @@ impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
         let insecure = self.insecure.then(|| "true".to_owned());
         let allow = (!self.allow.is_empty()).then(|| self.allow.join(","));
+        let origins = (!self.allow_origin.is_empty()).then(|| self.allow_origin.join(","));
         let flags = [
             ("--listen", "server.listen", self.listen),
             ("--relay-listen", "relay.listen", self.relay_listen),
@@ -71,6 +75,7 @@ impl Serve {
             ("--store", "store.url", self.store),
             ("--token-file", "auth.token_file", self.token_file),
             ("--allow", "pipes.allow", allow),
+            ("--allow-origin", "server.allow_origins", origins),
             ("--insecure", "server.insecure", insecure),
             ("--log", "log.level", self.log),
         ];

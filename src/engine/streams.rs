@@ -33,6 +33,7 @@ use super::worker::{Bounds, Crew, Refused, Worker};
 
 mod carried;
 mod courier;
+pub mod durable;
 mod errand;
 pub mod event;
 mod figures;
@@ -51,7 +52,7 @@ pub use figures::RelayFigures;
 pub use follow::{Follow, FollowOptions};
 pub use follower::{FollowerId, Format, QUEUE_BYTES_MAX, QUEUE_WAIT_MAX, Since};
 pub use room::{
-    Accepted, Alive, Living, RELAY_MESSAGE_MAX, RELAY_PATH, RELAY_TICKET, RelayWays, Then, TurnRead,
+    Accepted, Alive, Living, Polled, RELAY_MESSAGE_MAX, RELAY_PATH, RELAY_TICKET, RelayWays, Then, TurnRead,
 };
 pub use turn::TurnHandle;
 pub use writes::Written;
@@ -443,6 +444,7 @@ struct Shared {
     desk: Desk,
     shards: Shards,
     numbers: Arc<AtomicU64>,
+    cursors: Arc<durable::Cursors>,
     stopped: AtomicBool,
     names: Arc<Names>,
 }
@@ -499,6 +501,7 @@ impl StreamsEngine {
             followers_refused,
         } = config;
         let numbers = Arc::new(AtomicU64::new(1));
+        let cursors = Arc::new(durable::Cursors::default());
         let (mut pools, readers) = Pool::start(crew, "reader", readers, &stores)?;
         let (writing, writers) = Pool::start(crew, "writer", writers, &stores)?;
         pools.extend(writing);
@@ -535,6 +538,7 @@ impl StreamsEngine {
                     hints_lost,
                     names: names.clone(),
                     numbers: numbers.clone(),
+                    cursors: cursors.clone(),
                     relay: relay.clone(),
                     courier: carries.clone(),
                 };
@@ -562,6 +566,7 @@ impl StreamsEngine {
             desk,
             shards,
             numbers,
+            cursors,
             stopped: AtomicBool::new(false),
             names,
         };

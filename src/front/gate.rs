@@ -273,11 +273,11 @@ impl Guard for Gate {
 
 /// Request headers that a page of an allowed origin may set.
 const ACCEPTED: &str = "authorization, content-type, idempotency-key, if-match, if-none-match, last-event-id, prefer, \
-     producer-epoch, producer-id, producer-seq, stream-closed, stream-expires-at, stream-seq, stream-ttl, towpath-lease, \
-     towpath-part";
+     producer-epoch, producer-id, producer-seq, stream-closed, stream-expires-at, stream-fork-offset, \
+     stream-fork-sub-offset, stream-forked-from, stream-seq, stream-ttl, towpath-lease, towpath-part";
 /// Response headers that it may read.
-const EXPOSED: &str = "etag, location, retry-after, stream-closed, stream-cursor, stream-next-offset, stream-up-to-date, \
-     producer-epoch, producer-seq, producer-expected-seq, producer-received-seq";
+const EXPOSED: &str = "etag, location, retry-after, stream-closed, stream-cursor, stream-expires-at, stream-next-offset, \
+     stream-sse-data-encoding, stream-ttl, stream-up-to-date, x-vercel-ai-ui-message-stream, producer-epoch, producer-seq, producer-expected-seq, producer-received-seq";
 
 #[cfg(test)]
 mod tests;

@@ -65,6 +65,7 @@ pub mod agents;
 mod auth;
 pub mod connections;
 mod dashboard;
+pub mod durable;
 mod gate;
 #[cfg(feature = "jwt")]
 mod jwt;

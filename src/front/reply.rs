@@ -201,5 +201,9 @@ impl Reply {
 
 /// What every live read carries: nobody on the way may keep it or hold it back.
 fn live(response: Response) -> Response {
-    response.header("cache-control", "no-store").header("x-accel-buffering", "no")
+    let response = match response.header_value("cache-control") {
+        Some(_) => response,
+        None => response.header("cache-control", "no-store"),
+    };
+    response.header("x-accel-buffering", "no")
 }

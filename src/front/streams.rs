@@ -25,6 +25,7 @@ use crate::state::turn::PartRefused;
 use crate::store::streams::{Address, Draft, End, Expiry, Fence, Kind, ListStreams, QueuedRow, StreamRow};
 use crate::wire::{Frame, Owner};
 
+mod aisdk;
 mod parts;
 mod socket;
 
@@ -67,6 +68,13 @@ pub fn routes(router: &mut Router, streams: &Streams, follows_max: usize) {
         with(
             Route::get("/v1/streams/{name*}/state").about("A stream as it stands").answers(&[200, 404]),
             state,
+        ),
+        with(
+            Route::get("/v1/streams/{name*}/live")
+                .about("The answer being produced, as the AI SDK resumes it; 204 when none is")
+                .takes_query(&["format"])
+                .answers(&[200, 204, 404]),
+            aisdk::give,
         ),
         with(
             Route::get("/v1/streams/{name*}/events")
@@ -192,7 +200,7 @@ pub fn routes(router: &mut Router, streams: &Streams, follows_max: usize) {
 }
 
 /// What went wrong, as a problem document.
-fn problem(error: &StreamError) -> Response {
+pub(super) fn problem(error: &StreamError) -> Response {
     let mut extra = Map::new();
     let status = match error {
         StreamError::Missing
@@ -240,14 +248,14 @@ fn answer<T: 'static>(
 
 /// Gives up with the response that says why.
 macro_rules! or_answer {
-    ($reply:ident, $attempt:expr) => {
+    ($reply:expr, $attempt:expr) => {
         match $attempt {
             Ok(value) => value,
             Err(response) => return $reply.send(response),
         }
     };
 }
-use or_answer;
+pub(super) use or_answer;
 
 /// The stream of a request, if its caller may do this with it.
 fn stream_of(request: &Request, op: Op) -> Result<Address, Response> {
@@ -741,7 +749,7 @@ fn follow(streams: &Streams, stream: Uuid, since: Since, parts: bool, format: Fo
     let id = streams.next_follower();
     let owner = Owner::new(&streams.outlet(stream), id);
     let link = match format {
-        Format::Sse => reply.sse(Some(owner)),
+        Format::Sse | Format::Durable => reply.sse(Some(owner)),
         Format::Ws => match reply.follower_websocket(&["towpath.v1"], SAID_MAX, owner) {
             Some(link) => link,
             None => return,

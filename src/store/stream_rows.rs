@@ -482,7 +482,7 @@ fn is_as_asked(row: &StreamRow, new: &NewStream) -> bool {
         })
     });
     fork_agrees
-        && new.content_type.as_ref().is_none_or(|asked| *asked == row.content_type)
+        && new.content_type.as_ref().is_none_or(|asked| is_same_type(asked, &row.content_type))
         && new.labels.as_ref().is_none_or(|asked| *asked == row.labels)
         && new.expiry.is_none_or(|asked| asked == row.expiry)
         && new.on_lost.is_none_or(|asked| asked == row.state.on_lost)
@@ -514,7 +514,7 @@ fn plan_fork(
         Lookup::Missing => return Ok(Err(Created::NoSource)),
         Lookup::Gone => return Ok(Err(Created::SourceGone)),
     };
-    if content_type.is_some_and(|asked| *asked != source.content_type) {
+    if content_type.is_some_and(|asked| !is_same_type(asked, &source.content_type)) {
         return Ok(Err(Created::OtherType(source.content_type)));
     }
     let asked = match fork.at {
@@ -575,6 +575,12 @@ fn next_rows(
     .into_iter()
     .map(read_message)
     .collect()
+}
+
+/// Whether two content types are the same but for letter case and parameters (`; charset=utf-8`).
+fn is_same_type(one: &str, other: &str) -> bool {
+    let essence = |text: &str| text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    one == other || essence(one) == essence(other)
 }
 
 fn is_json(content_type: &str) -> bool {
@@ -752,7 +758,7 @@ fn append_in(sql: &mut dyn Sql, at: &Address, append: &Append) -> Result<Appende
             false => Appended::Closed(row.change()),
         });
     }
-    if append.content_type.as_ref().is_some_and(|given| *given != row.content_type) {
+    if append.content_type.as_ref().is_some_and(|given| !is_same_type(given, &row.content_type)) {
         return Ok(Appended::OtherType(row.content_type));
     }
     if let Sequence::Gap(expected) = sequence {

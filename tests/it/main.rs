@@ -20,6 +20,7 @@ mod cli_serve;
 mod cli_streams;
 mod cli_token;
 mod cli_upkeep;
+mod clients;
 #[cfg(feature = "postgres")]
 mod cluster;
 mod dashboard;

@@ -11,10 +11,12 @@ use crate::codec::sse;
 use crate::codec::token::Token;
 use crate::rt::{Moment, Sender, TrySendError};
 use crate::state::stream::Cursor;
+use crate::store::streams::StreamRow;
 use crate::wire::websocket::close;
 use crate::wire::{Frame, LinkHandle};
 
-use super::event::{Ended, Event};
+use super::durable;
+use super::event::{Ended, Event, Reset, What, is_text};
 use super::view::Greeted;
 
 /// How many bytes may wait for a follower before it is cut, by default: 1 MiB.
@@ -51,22 +53,51 @@ pub enum Format {
     Sse,
     /// WebSocket text.
     Ws,
+    /// Server-sent events as the Durable Streams protocol has them: messages and nothing else.
+    Durable,
 }
 
 impl Format {
-    /// One event in this format.
-    pub(super) fn frame(self, event: &Event, name: &str, text: bool) -> Frame {
-        let json = event.to_json(name, text);
+    /// Every format.
+    pub(super) const ALL: [Format; 3] = [Format::Sse, Format::Ws, Format::Durable];
+
+    /// Events as frames of this format; those it does not speak of are left out.
+    pub(super) fn frames(self, events: &[Event], voice: &Voice<'_>, mut send: impl FnMut(Frame)) {
         match self {
-            Format::Ws => Frame::text(&json),
-            Format::Sse => Frame::chunk(&Format::sse(event, &json)),
+            Format::Ws => events.iter().for_each(|event| send(Frame::text(&voice.json(event)))),
+            Format::Sse => {
+                let mut bytes = Vec::new();
+                for event in events {
+                    let (id, json) = (event.token.to_string(), voice.json(event));
+                    let name = Some(event.what.name());
+                    sse::Event { event: name, id: Some(&id), data: &json, retry: None }.write(&mut bytes);
+                }
+                if !bytes.is_empty() {
+                    send(Frame::chunk(&bytes));
+                }
+            }
+            Format::Durable => {
+                if let Some(bytes) = durable::say(events, voice) {
+                    send(Frame::chunk(&bytes));
+                }
+            }
         }
     }
+}
 
-    fn sse(event: &Event, json: &str) -> Vec<u8> {
-        let id = event.token.to_string();
-        sse::Event { event: Some(event.what.name()), id: Some(&id), data: json, ..sse::Event::default() }
-            .to_vec()
+/// What events are written with besides themselves: the stream they are of.
+pub(super) struct Voice<'a> {
+    /// The stream as it was last read.
+    pub(super) row: &'a StreamRow,
+    /// Up to where everything of it is known.
+    pub(super) shown: u64,
+    /// What a Durable Streams reader is to send along when it comes back.
+    pub(super) cursor: u64,
+}
+
+impl Voice<'_> {
+    fn json(&self, event: &Event) -> String {
+        event.to_json(&self.row.name, is_text(&self.row.content_type))
     }
 }
 
@@ -254,7 +285,7 @@ impl Follower {
     }
 
     /// Tells it alone. History is paced by the room, everything else counts against its bound.
-    pub(super) fn tell(&mut self, now: Moment, events: &[Event], name: &str, text: bool) -> Told {
+    pub(super) fn tell(&mut self, now: Moment, events: &[Event], voice: &Voice<'_>) -> Told {
         let counts = self.told_live;
         match &mut self.tap {
             Tap::Channel(channel) => {
@@ -268,31 +299,28 @@ impl Follower {
                 told
             }
             Tap::Link { link, format } => {
-                let send = |frame| if counts { link.send(frame) } else { link.send_paced(frame) };
-                match format {
-                    Format::Ws => events.iter().for_each(|event| send(format.frame(event, name, text))),
-                    Format::Sse => {
-                        let mut bytes = Vec::new();
-                        for event in events {
-                            bytes.append(&mut Format::sse(event, &event.to_json(name, text)));
-                        }
-                        if !bytes.is_empty() {
-                            send(Frame::chunk(&bytes));
-                        }
-                    }
+                let unsaid = |event: &Event| {
+                    matches!(event.what, What::Reset(Reset::History | Reset::Epoch | Reset::Gap))
+                };
+                if *format == Format::Durable && events.iter().any(unsaid) {
+                    // The protocol has no word for it: the reader comes back and hears 410.
+                    link.close(CLOSE_NORMAL, "history");
+                    return Told::Gone;
                 }
+                let send = |frame| if counts { link.send(frame) } else { link.send_paced(frame) };
+                format.frames(events, voice, send);
                 Told::Well
             }
         }
     }
 
     /// Ends it. `event` is the last one it gets, if it is known where it stands.
-    pub(super) fn end(&mut self, why: Ended, event: Option<&Event>, name: &str) {
+    pub(super) fn end(&mut self, why: Ended, event: Option<(&Event, &Voice<'_>)>) {
         match &mut self.tap {
-            Tap::Channel(channel) => channel.end(why, event),
+            Tap::Channel(channel) => channel.end(why, event.map(|(event, _)| event)),
             Tap::Link { link, format } => {
-                if let Some(event) = event {
-                    link.send(format.frame(event, name, false));
+                if let Some((event, voice)) = event {
+                    format.frames(std::slice::from_ref(event), voice, |frame| link.send(frame));
                 }
                 let code = match why {
                     Ended::Slow => CLOSE_SLOW,

@@ -31,6 +31,7 @@ use crate::wire::{Doors, Group, Happened, LinkBatch, LinkHandle};
 
 use super::StreamError;
 use super::courier::Word;
+use super::durable::Cursors;
 use super::errand::Errand;
 use super::event::{Ended, Event, Hello, Reset, What};
 use super::follower::{Follower, FollowerId, Format, Since, Step, Tap, Told};
@@ -38,9 +39,12 @@ use super::view::{Brought, Greeted, Stage, View};
 use super::writes::{self, Desk};
 
 mod relays;
+mod uses;
 
 use relays::{Mirror, Relays, Served};
 pub use relays::{RELAY_MESSAGE_MAX, RELAY_PATH, RELAY_TICKET, RelayWays};
+pub(super) use uses::Poll;
+pub use uses::Polled;
 
 /// How often what is followed or run here is compared with the store: what makes up for lost notices.
 const POLL: Duration = Duration::from_secs(10);
@@ -66,6 +70,8 @@ pub(super) enum Message {
     Begin(Begin),
     /// Something asked of a turn, and whether it has to stay here if the turn does not run here.
     Errand(Errand, bool),
+    /// Somebody waits for the next message.
+    Poll(Poll),
     /// Something was written by this replica.
     Written(Change, Option<MessageRow>),
     /// A stream is gone.
@@ -245,18 +251,20 @@ struct Crowd {
     channels: Vec<FollowerId>,
     sse: Option<Group>,
     ws: Option<Group>,
+    durable: Option<Group>,
 }
 
 impl Crowd {
     fn is_empty(&self) -> bool {
         let none = |group: &Option<Group>| group.as_ref().is_none_or(Group::is_empty);
-        self.channels.is_empty() && none(&self.sse) && none(&self.ws)
+        self.channels.is_empty() && none(&self.sse) && none(&self.ws) && none(&self.durable)
     }
 
     fn group(&mut self, format: Format) -> &mut Option<Group> {
         match format {
             Format::Sse => &mut self.sse,
             Format::Ws => &mut self.ws,
+            Format::Durable => &mut self.durable,
         }
     }
 }
@@ -275,6 +283,10 @@ struct Entry {
     held: Option<HeldTurn>,
     /// Those who read a turn and have all there is of it.
     readers: Vec<ReadTurn>,
+    /// Those who wait for the next message.
+    polls: Vec<Poll>,
+    /// When the stream is next kept from running out, because it is in use.
+    renew_at: Option<Moment>,
     followers: Vec<FollowerId>,
     with_parts: Crowd,
     without: Crowd,
@@ -298,6 +310,7 @@ impl Entry {
             && self.turns.is_empty()
             && self.served.is_empty()
             && self.mirror.is_none()
+            && self.polls.is_empty()
             && !self.reading
     }
 
@@ -330,6 +343,8 @@ pub(super) struct Surroundings {
     pub names: Arc<super::Names>,
     /// Numbers for followers and for links of relays.
     pub numbers: Arc<AtomicU64>,
+    /// What Durable Streams readers send along when they come back.
+    pub cursors: Arc<Cursors>,
     /// None where there are no other replicas.
     pub relay: Option<RelayWays>,
     /// Who carries what is asked of turns that run there.
@@ -383,6 +398,7 @@ impl StreamsRoom {
             Message::Drained(id) => self.drained(now, id),
             Message::Passed(id) => self.passed(id),
             Message::LinkGone(id) => self.link_gone(id),
+            Message::Poll(poll) => self.wait_for_news(poll),
             Message::Begin(begin) => self.begin(now, begin),
             Message::Errand(errand, stays) => self.errand(now, errand, stays),
             Message::Written(change, message) => self.written(change, message),
@@ -557,11 +573,13 @@ impl StreamsRoom {
         let crowd = entry.crowd(follower.parts).cursor;
         let cursor = if follower.joined { crowd } else { follower.cursor };
         let name = entry.view.as_ref().map_or("", |view| view.row.name.as_str());
+        let hint = self.around.cursor();
         // What one that is slow has really got, only itself knows.
         let known = entry.view.as_ref().filter(|_| why != Ended::Slow);
         let event = known.map(|view| Event { token: view.token(cursor), ts, what: What::Closed(why) });
         log::info!("follower ended stream={name} reason={}", why.name());
-        follower.end(why, event.as_ref(), name);
+        let voice = entry.view.as_ref().map(|view| view.voice(hint));
+        follower.end(why, event.as_ref().zip(voice.as_ref()));
         self.unfollow(id);
     }
 
@@ -578,12 +596,18 @@ impl StreamsRoom {
         }
         if let Some(entry) = self.streams.get_mut(&stream) {
             entry.view = None;
+            for poll in std::mem::take(&mut entry.polls) {
+                (poll.then)(Err(StreamError::Missing));
+            }
+            for read in std::mem::take(&mut entry.readers) {
+                (read.then)(Err(StreamError::NoTurn { turn: read.turn }));
+            }
         }
         self.touched.push(stream);
     }
 
     fn drain(&mut self, now: Moment) {
-        let ts = self.ts();
+        let (ts, hint) = (self.ts(), self.around.cursor());
         for follower in self.followers.values_mut() {
             let Some(entry) = self.streams.get(&follower.stream) else { continue };
             let Some(view) = &entry.view else { continue };
@@ -591,8 +615,9 @@ impl StreamsRoom {
             let crowd = if follower.parts { &entry.with_parts } else { &entry.without };
             let cursor = if follower.joined { crowd.cursor } else { follower.cursor };
             let event = Event { token: view.token(cursor), ts, what: What::Drain };
-            follower.tell(now, &[event], &view.row.name, false);
+            follower.tell(now, &[event], &view.voice(hint));
         }
+        self.end_polls();
     }
 
     // Turns that run here.
@@ -982,6 +1007,7 @@ impl StreamsRoom {
 
     /// One page for everybody who stands inside it.
     fn tell_page(&mut self, now: Moment, stream: Uuid, after: u64, upto: u64, rows: &[Arc<MessageRow>]) {
+        let hint = self.around.cursor();
         let Some(entry) = self.streams.get(&stream) else { return };
         let Some(view) = &entry.view else { return };
         let mut cut = Vec::new();
@@ -999,12 +1025,7 @@ impl StreamsRoom {
             follower.missed +=
                 self.events.iter().filter(|e| matches!(e.what, What::Message(_))).count() as u64;
             follower.cursor.pos = upto;
-            let told = follower.tell(
-                now,
-                &self.events,
-                &view.row.name,
-                super::event::is_text(&view.row.content_type),
-            );
+            let told = follower.tell(now, &self.events, &view.voice(hint));
             if let Tap::Link { link, .. } = &follower.tap {
                 // The next page goes out when this one has left.
                 link.mark(*id);
@@ -1027,7 +1048,7 @@ impl StreamsRoom {
     }
 
     fn set_degraded(&mut self, now: Moment, stream: Uuid, degraded: bool) {
-        let ts = self.ts();
+        let (ts, hint) = (self.ts(), self.around.cursor());
         let Some(entry) = self.streams.get_mut(&stream) else { return };
         if std::mem::replace(&mut entry.degraded, degraded) == degraded {
             return;
@@ -1043,7 +1064,7 @@ impl StreamsRoom {
             let event = Event { token: view.token(cursor), ts, what: what.clone() };
             if follower.told_live {
                 // One that does not keep up is found out by what comes next.
-                follower.tell(now, &[event], &view.row.name, false);
+                follower.tell(now, &[event], &view.voice(hint));
             }
         }
     }
@@ -1052,7 +1073,7 @@ impl StreamsRoom {
 
     /// Decides on the tokens of those who wait for it. `read` is the last read that has answered.
     fn open_newcomers(&mut self, now: Moment, stream: Uuid, read: u64) {
-        let ts = self.ts();
+        let (ts, hint) = (self.ts(), self.around.cursor());
         let Some(entry) = self.streams.get(&stream) else { return };
         let Some(view) = &entry.view else { return };
         let mut cut = Vec::new();
@@ -1108,7 +1129,7 @@ impl StreamsRoom {
             if let Some(reset) = reset {
                 events.push(Event { token, ts, what: What::Reset(reset) });
             }
-            let told = follower.tell(now, &events, &view.row.name, false);
+            let told = follower.tell(now, &events, &view.voice(hint));
             if told != Told::Well {
                 cut.push((*id, told));
             }
@@ -1118,10 +1139,9 @@ impl StreamsRoom {
 
     /// Tells everybody what is new, and lets those join who have caught up.
     fn tell(&mut self, now: Moment, stream: Uuid) {
-        let ts = self.ts();
+        let (ts, hint) = (self.ts(), self.around.cursor());
         let Some(entry) = self.streams.get_mut(&stream) else { return };
         let Some(view) = &mut entry.view else { return };
-        let text = super::event::is_text(&view.row.content_type);
         let mut cut = Vec::new();
 
         for (parts, crowd) in [(true, &mut entry.with_parts), (false, &mut entry.without)] {
@@ -1136,12 +1156,13 @@ impl StreamsRoom {
             let brought =
                 view.bring(&entry.turns, &mut crowd.cursor, Stage::Live, parts, ts, &mut self.events);
             debug_assert_eq!(brought, Brought::UpToDate, "what a crowd lacks is in memory");
-            for event in &self.events {
-                for format in [Format::Sse, Format::Ws] {
-                    if let Some(group) = crowd.group(format).as_mut().filter(|group| !group.is_empty()) {
-                        group.fanout(format.frame(event, &view.row.name, text));
-                    }
+            let voice = view.voice(hint);
+            for format in Format::ALL {
+                if let Some(group) = crowd.group(format).as_mut().filter(|group| !group.is_empty()) {
+                    format.frames(&self.events, &voice, |frame| group.fanout(frame));
                 }
+            }
+            for event in &self.events {
                 for id in &crowd.channels {
                     let follower = self.followers.get_mut(id).expect("a member of a crowd exists");
                     if let Tap::Channel(channel) = &mut follower.tap {
@@ -1164,7 +1185,7 @@ impl StreamsRoom {
     fn bring_stragglers(&mut self, now: Moment, stream: Uuid, ts: i64) {
         let Some(entry) = self.streams.get_mut(&stream) else { return };
         let Some(view) = &entry.view else { return };
-        let text = super::event::is_text(&view.row.content_type);
+        let hint = self.around.cursor();
         let mut cut = Vec::new();
         for id in &entry.followers {
             let follower = self.followers.get_mut(id).expect("a follower of an entry exists");
@@ -1203,7 +1224,7 @@ impl StreamsRoom {
                 }
                 follower.step = Step::Live;
             }
-            let mut told = follower.tell(now, &self.events, &view.row.name, text);
+            let mut told = follower.tell(now, &self.events, &view.voice(hint));
             if brought == Brought::UpToDate {
                 follower.told_live = true;
                 let tip = view.tip(&entry.turns);
@@ -1235,6 +1256,8 @@ impl StreamsRoom {
         let Some(entry) = self.streams.get_mut(&stream) else { return };
         entry.turns.retain(|turn| turn.expires().is_none_or(|at| at > now));
         self.serve_readers(stream);
+        self.serve_polls(now, stream);
+        self.keep_what_is_used(now, stream);
         self.serve_relays(stream);
         let next = self.next_alarm(now, stream);
         let Some(entry) = self.streams.get_mut(&stream) else { return };
@@ -1305,7 +1328,8 @@ impl StreamsRoom {
             return;
         }
         let Some(view) = &entry.view else {
-            if entry.followers.is_empty() && entry.held.is_none() && entry.served.is_empty() {
+            let unused = entry.followers.is_empty() && entry.polls.is_empty();
+            if unused && entry.held.is_none() && entry.served.is_empty() {
                 return;
             }
             // Where the one stands who is furthest back, if it is from here: small streams are read once.
@@ -1314,7 +1338,8 @@ impl StreamsRoom {
                 Since::After(token) => token.cursor.pos,
                 Since::Now => u64::MAX,
             };
-            let after = entry.followers.iter().map(stands).min().unwrap_or(u64::MAX);
+            let polled = entry.polls.iter().map(|poll| poll.after.pos);
+            let after = entry.followers.iter().map(stands).chain(polled).min().unwrap_or(u64::MAX);
             return self.ask_read(stream, after.min(i64::MAX as u64), None);
         };
         let waits = |id: &&FollowerId| matches!(self.followers[*id].step, Step::Opening { .. });
@@ -1338,6 +1363,8 @@ impl StreamsRoom {
             next = Moment::earliest(next, Some(held.heard + self.around.limits.producer_silence_max));
         }
         next = Moment::earliest(next, entry.mirror.as_ref().and_then(|mirror| mirror.deadline()));
+        next = Moment::earliest(next, entry.polls.iter().map(|poll| poll.deadline).min());
+        next = Moment::earliest(next, entry.renew_at);
         if entry.read_at > now {
             next = Moment::earliest(next, Some(entry.read_at));
         }
@@ -1459,10 +1486,12 @@ impl Room for StreamsRoom {
         for id in all {
             self.cut(id, Ended::Stopped);
         }
-        for entry in self.streams.values() {
+        for entry in self.streams.values_mut() {
             if let Some(held) = &entry.held {
                 held.cancel.cancel();
             }
+            entry.polls.drain(..).for_each(|poll| (poll.then)(Err(StreamError::Stopped)));
+            entry.readers.drain(..).for_each(|read| (read.then)(Err(StreamError::Stopped)));
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::state::turn::Turn;
 use crate::store::streams::{Change, MessageRow, Page, QueuedRow, StreamRow};
 
 use super::event::{Event, Reset, What};
+use super::follower::Voice;
 
 /// How much of the latest history is kept in memory, so that who comes back soon costs no read.
 const RECENT_BYTES_MAX: usize = 64 * 1024;
@@ -223,6 +224,17 @@ impl View {
             self.recent_bytes -= oldest.content.len();
             self.recent_from = oldest.pos;
         }
+    }
+
+    /// What events of this stream are written with.
+    pub(super) fn voice(&self, cursor: u64) -> Voice<'_> {
+        Voice { row: &self.row, shown: self.shown, cursor }
+    }
+
+    /// Every message after `pos`, if they are in memory.
+    pub(super) fn recent_after(&self, pos: u64) -> Option<Vec<Arc<MessageRow>>> {
+        let rows = || self.recent.iter().filter(|row| row.pos > pos).cloned().collect();
+        self.has_history_after(pos).then(rows)
     }
 
     /// Whether every message after `pos` is in memory.

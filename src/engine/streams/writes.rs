@@ -172,6 +172,46 @@ impl Desk {
         );
     }
 
+    /// Appends, closes, or both, for who wants to know exactly what became of it.
+    pub(super) fn write(&self, at: Address, append: Append, then: Then<Appended>) {
+        let single = match append.messages.as_slice() {
+            [draft] if !append.close => Some(draft.clone()),
+            _ => None,
+        };
+        self.ask(
+            key_of(&at),
+            move |store| store.append(&at, &append),
+            move |desk, answer| {
+                if let Appended::Done { change, last, pos, again: false, .. } = &answer {
+                    let (id, pos, at) = (*last, *pos, desk.rt.wall());
+                    let message = single.map(|draft| MessageRow {
+                        id,
+                        pos,
+                        kind: draft.kind,
+                        role: draft.role,
+                        content: draft.content,
+                        fold: None,
+                        at,
+                    });
+                    desk.announce(change, message);
+                }
+                Ok(answer)
+            },
+            then,
+        );
+    }
+
+    /// Keeps streams that are in use from running out.
+    pub(super) fn touch(&self, streams: Vec<Uuid>) {
+        let key = streams.first().map_or(0, |stream| stream.as_u64_pair().1);
+        let told = |done: Result<(), StreamError>| {
+            if let Err(error) = done {
+                log::warn!("expiry not moved error={error}");
+            }
+        };
+        self.ask(key, move |store| store.touch(&streams), |_, ()| Ok(()), Box::new(told));
+    }
+
     /// Edits a message, or removes it if there is no draft.
     pub(super) fn rewrite(&self, at: Address, message: u64, draft: Option<Draft>, then: Then<Written>) {
         self.ask(

@@ -471,7 +471,7 @@ impl StreamsRoom {
     }
 
     fn tell_of_relay(&mut self, now: Moment, stream: Uuid, degraded: bool) {
-        let ts = self.ts();
+        let (ts, hint) = (self.ts(), self.around.cursor());
         let Some(entry) = self.streams.get(&stream) else { return };
         let Some(view) = &entry.view else { return };
         let what = if degraded { What::Degraded { what: "relay" } } else { What::Restored { what: "relay" } };
@@ -481,7 +481,7 @@ impl StreamsRoom {
                 let cursor = if follower.joined { entry.with_parts.cursor } else { follower.cursor };
                 let event = Event { token: view.token(cursor), ts, what: what.clone() };
                 // One that does not keep up is found out by what comes next.
-                follower.tell(now, &[event], &view.row.name, false);
+                follower.tell(now, &[event], &view.voice(hint));
             }
         }
     }
