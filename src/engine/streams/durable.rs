@@ -131,7 +131,7 @@ pub(super) fn say(events: &[Event], voice: &Voice<'_>) -> Option<Vec<u8>> {
     };
     let live = events.iter().any(|event| matches!(event.what, What::Live { .. }));
     let closed = events.iter().any(|event| matches!(event.what, What::Closed(Ended::Closed)));
-    let last = rows().last().map(|row| row.pos);
+    let last = rows().next_back().map(|row| row.pos);
     if last.is_none() && !live && !closed {
         return None;
     }
