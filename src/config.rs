@@ -17,7 +17,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use load::{ConfigError, Flag, Origin, Problem, Sources};
-pub use value::{ListenAt, LogFormat, LogLevel, OrAuto, OrOff, Size, StoreAt, UrlOrAuto, WhenFull};
+pub use value::{
+    Durability, ListenAt, LogFormat, LogLevel, OrAuto, OrOff, Size, StoreAt, UrlOrAuto, WebAddress, WhenFull,
+};
 use value::{Raw, Setting};
 
 /// Larger bodies and messages are for files, not for rows.
@@ -209,6 +211,13 @@ settings! {
         interval: Duration = "5s", restart;
         /// Distinct keys that may wait; with more, new ones are refused.
         keys_max: u64 = "1000000", restart;
+        /// Whether agents and keys are made when they are first reported. Otherwise only what was
+        /// declared (`PUT /v1/agents/{id}/keys`) is kept, and the rest is ignored.
+        register: bool = "true", restart;
+        /// Values collected longer ago are thrown out, some at a time. `"off"` keeps them for ever.
+        max_age: OrOff<Duration> = "off", restart;
+        /// Keep the values out of PostgreSQL's write-ahead log: faster, and gone when the server crashes.
+        unlogged: bool = "false", restart;
     }
 
     /// The connection log.
@@ -218,6 +227,31 @@ settings! {
         /// The oldest record waits no longer than this: what a killed process may lose of records that
         /// were taken without a receipt.
         interval: Duration = "5s", restart;
+        /// Whether the daemon records its own links: followers, sessions, pipes and relays, when they
+        /// begin, when they end, and why.
+        own: bool = "true", restart;
+        /// What the answer to a record means: `fast`, that it is in memory and written within
+        /// `connections.interval`, or `spool-first`, that it is synced to the spool or stored. A caller
+        /// asks for the second with `Prefer: durable` in either case.
+        durability: Durability = "fast", restart;
+        /// Connections that began longer ago are thrown out, the oldest first, some at a time. `"off"`
+        /// keeps them for ever.
+        max_age: OrOff<Duration> = "off", restart;
+        /// A file that gets every row as a line of JSON, besides the database. A relative name lies in
+        /// `store.data`. What it cannot keep up with is dropped for it alone, and counted.
+        lines: OrOff<PathBuf> = "off", restart;
+        /// At this size the file is renamed to `.1`, what was `.1` to `.2`, and so on.
+        lines_max: Size = "64MiB", restart;
+        /// How many renamed files stay.
+        lines_keep: u64 = "5", restart;
+        /// Whether every row is also a line of the daemon's own log.
+        to_log: bool = "false", restart;
+        /// An address that every batch of rows is posted to as NDJSON, besides the database. It is tried
+        /// twice. What it cannot keep up with is dropped for it alone, and counted.
+        webhook: OrOff<WebAddress> = "off", restart;
+        /// How long one post may take, its answer included. A stop waits for the post that is under way, so
+        /// twice this should be less than `server.shutdown_total`.
+        webhook_timeout: Duration = "3s", restart;
     }
 
     /// What outlives an outage of the store.

@@ -4,6 +4,7 @@
 //! [`serve`] does that, tells whoever waits, listens for signals, and takes it all down in the order
 //! that can be read in [`Daemon::stop`].
 
+mod backends;
 mod condition;
 mod entrance;
 mod figures;
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::config::Config;
+use crate::config::{Config, Durability};
 use crate::engine::pipes::Pipes;
 use crate::engine::worker::Crew;
 use crate::front::{self, Credentials, Gate, Router, add_dashboard};
@@ -234,11 +235,19 @@ impl Daemon {
         let parts = Parts::start(&crew, builder, &mut metrics)?;
         let engine = &parts.engine;
         let trouble = parts.store_trouble.clone();
-        let mut checks: Vec<condition::Check> = vec![Box::new(move || trouble.lock().clone())];
+        let (spool, damaged) = (engine.connections().clone(), engine.connections().clone());
+        let mut checks: Vec<condition::Check> = vec![
+            Box::new(move || trouble.lock().clone()),
+            Box::new(move || spool.spool_trouble().map(|why| format!("the spool takes nothing: {why}"))),
+        ];
         if let Some(directory) = engine.directory() {
             checks.insert(0, Box::new(directory.has_room()));
         }
         condition.check_with(checks);
+        condition.remark_with(vec![Box::new(move || match damaged.account().lost {
+            0 => None,
+            lost => Some(format!("{lost} records were lost to damage of the spool; the log says which")),
+        })]);
         let gate = Arc::new(gate(rt, config));
         entrance.change(keys, &gate);
         let mut router = Router::new();
@@ -252,14 +261,16 @@ impl Daemon {
         front::durable::routes(&mut router, engine.streams());
         let others = [
             front::agents::routes(engine.metadata()),
-            // With a receipt only where the caller asks for one (`Prefer: durable`).
-            front::connections::routes(engine.connections(), false),
+            front::connections::routes(
+                engine.connections(),
+                config.connections.durability == Durability::SpoolFirst,
+            ),
             front::replicas::routes(engine.replicas()),
             front::live::routes(engine.streams()),
         ];
         others.into_iter().flatten().for_each(|route| router.add(route));
 
-        let pipes = pipes::start(rt, config, engine.connections())?;
+        let pipes = pipes::start(rt, config, engine.visits())?;
         pipes.handle().describe(&mut metrics);
         front::pipes::routes(&mut router, rt, &pipes.handle());
         let behind = river::Behind {
@@ -268,6 +279,7 @@ impl Daemon {
             connections: engine.connections().clone(),
             pipes: pipes.handle(),
             replicas: engine.replicas().clone(),
+            visits: engine.visits().clone(),
         };
         let sessions = river::start(rt, gate.clone(), behind, &mut metrics)?;
         router.add(front::river::route("/river", sessions.doorbell().clone()));

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need beyond Rust and a C compiler: PostgreSQL's server programs, Node with the
-# packages of tests/interop, Chromium. Says what it does; says plainly what it could not. A test that
+# packages of tests/interop, strace, Chromium. Says what it does; says plainly what it could not. A test that
 # lacks its tool says so on the terminal and is counted as not run by nobody but the reader, so read it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -55,6 +55,8 @@ for folder in river river-v1; do
             say "npm could not install @replit/river in tests/interop/$folder; its interop tests will say that they did not run"
     fi
 done
+
+have strace || install "the tests that make system calls on the spool fail" strace
 
 have chromium || have chromium-browser || have google-chrome ||
     install "the dashboard's tests in a real browser" chromium

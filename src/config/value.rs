@@ -254,6 +254,49 @@ or_off! {
     PathBuf: "a path";
     String: "text";
     u64: "a whole number above 0";
+    WebAddress: "an address like `https://example.com/hook`";
+}
+
+/// An address of the web. Its user, its path and its query may hold secrets, so they do not print.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WebAddress(String);
+
+impl WebAddress {
+    /// The whole of it, for whoever goes there.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for WebAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.write())
+    }
+}
+
+impl Setting for WebAddress {
+    const KIND: &'static str = "an address like `https://example.com/hook`";
+    fn read(raw: &Raw) -> Result<WebAddress, String> {
+        let host_of = |rest: &str| rest.split(['/', '?', '#']).next().is_some_and(|host| !host.is_empty());
+        match raw.text() {
+            Some(url)
+                if url
+                    .strip_prefix("https://")
+                    .or_else(|| url.strip_prefix("http://"))
+                    .is_some_and(host_of) =>
+            {
+                Ok(WebAddress(url.to_owned()))
+            }
+            // What was written may hold a secret and a slip in its first letters.
+            _ => Err("not an address: write https://…".to_owned()),
+        }
+    }
+    fn write(&self) -> String {
+        let (scheme, rest) = self.0.split_once("://").unwrap_or(("https", &self.0));
+        let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let host = host.rsplit('@').next().unwrap_or_default();
+        quote(&format!("{scheme}://{host}{}", if path.len() > 1 { "/[redacted]" } else { path }))
+    }
 }
 
 /// A number that towpath finds by itself unless told.
@@ -495,5 +538,15 @@ words! {
         Refuse = "refuse",
         /// Throws the oldest out, and counts it.
         OldestOut = "oldest-out",
+    }
+}
+
+words! {
+    /// What the answer to a connection record means.
+    Durability {
+        /// It is in memory and will be written.
+        Fast = "fast",
+        /// It is on disk.
+        SpoolFirst = "spool-first",
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct Condition {
     draining: AtomicBool,
     /// Written once, before the doors open.
     checks: Lock<Arc<[Check]>>,
+    /// The same for what hinders nothing and is still worth a look.
+    remarks: Lock<Arc<[Check]>>,
 }
 
 impl Condition {
@@ -32,11 +34,22 @@ impl Condition {
             crew: crew.clone(),
             draining: AtomicBool::new(false),
             checks: Lock::new(Arc::new([])),
+            remarks: Lock::new(Arc::new([])),
         }
     }
 
     pub(super) fn check_with(&self, checks: Vec<Check>) {
         *self.checks.lock() = checks.into();
+    }
+
+    pub(super) fn remark_with(&self, remarks: Vec<Check>) {
+        *self.remarks.lock() = remarks.into();
+    }
+
+    /// What somebody should look at although work may come here.
+    pub(super) fn remarks(&self) -> Vec<String> {
+        let remarks = self.remarks.lock().clone();
+        remarks.iter().filter_map(|remark| remark()).collect()
     }
 
     pub(super) fn drain(&self) {

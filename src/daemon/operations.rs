@@ -37,9 +37,11 @@ pub(super) fn add_routes(
     router.add(
         Route::get("/readyz").about("Whether the daemon can take work").open().answers(&[200, 503]).to(
             move |_, reply| {
-                let reasons = ready.hinders();
-                let status = if reasons.is_empty() { 200 } else { 503 };
-                let mut told = json!({ "ready": reasons.is_empty(), "reasons": reasons });
+                let mut reasons = ready.hinders();
+                let is_ready = reasons.is_empty();
+                reasons.append(&mut ready.remarks());
+                let status = if is_ready { 200 } else { 503 };
+                let mut told = json!({ "ready": is_ready, "reasons": reasons });
                 // One that cannot be reached hinders nobody here; who wonders why parts are late sees it.
                 let seen: Vec<_> = peers.peers().iter().map(peer).collect();
                 if !seen.is_empty() {

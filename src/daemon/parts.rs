@@ -2,15 +2,18 @@
 
 use serde_json::{Value, json};
 
+use super::backends;
 use super::probe::{Found, Probe};
 use crate::Result;
 use crate::config::{Config, StoreAt, WhenFull};
 use crate::engine::builder::{Builder, Engine};
 use crate::engine::connections::ConnectionSettings;
 use crate::engine::metadata::MetadataSettings;
+use crate::engine::retention::Ages;
 use crate::engine::worker::{Bounds, Crew, Worker};
 use crate::metrics::Metrics;
 use crate::spool;
+use crate::store::metadata::Sight;
 
 /// Everything that runs over the store. Dropped in this order: the probe asks the engine's store.
 pub(super) struct Parts {
@@ -60,14 +63,25 @@ pub(super) fn builder(config: &Config, relay_url: Option<String>) -> Builder {
         capacity: in_memory(config.metadata.entries),
         interval: config.metadata.interval,
         bound: in_memory(config.metadata.keys_max),
+        sight: if config.metadata.register { Sight::Register } else { Sight::UpdateOnly },
         ..MetadataSettings::default()
     };
-    let builder = Engine::builder()
+    let ages = Ages {
+        connections: config.connections.max_age.on().copied(),
+        metadata: config.metadata.max_age.on().copied(),
+    };
+    let mut builder = Engine::builder()
         .data(&config.store.data)
         .streams(super::limits::of_streams(config))
         .spool(spool)
         .connections(connections)
-        .metadata(metadata);
+        .metadata(metadata)
+        .metadata_unlogged(config.metadata.unlogged)
+        .own_links(config.connections.own)
+        .ages(ages);
+    for backend in backends::named_by(config) {
+        builder = builder.backend_boxed(backend);
+    }
     let builder = match relay_url {
         Some(url) => builder.relay_url(url),
         None => builder,

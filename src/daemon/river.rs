@@ -19,8 +19,9 @@ use crate::engine::connections::Connections;
 use crate::engine::metadata::Metadata;
 use crate::engine::pipes::PipesHandle;
 use crate::engine::replicas::Replicas;
-use crate::engine::sessions::{Admission, Admitted};
+use crate::engine::sessions::{Admission, Admitted, Settings};
 use crate::engine::streams::Streams;
+use crate::engine::visits::Visits;
 use crate::front::{Gate, Op, Principal, Role, Scope};
 use crate::metrics::Metrics;
 use crate::rt::Rt;
@@ -36,12 +37,15 @@ pub(super) struct Behind {
     pub(super) connections: Connections,
     pub(super) pipes: PipesHandle,
     pub(super) replicas: Replicas,
+    pub(super) visits: Visits,
 }
 
 /// Starts the sessions.
 pub(super) fn start(rt: &Rt, gate: Arc<Gate>, behind: Behind, metrics: &mut Metrics) -> Result<Server> {
     let admission = ByToken { rt: rt.clone(), gate };
-    Server::builder(rt, services(&Late(Arc::new(Some(behind))))).admission(admission).metrics(metrics).start()
+    let settings = Settings { visits: behind.visits.clone(), ..Settings::default() };
+    let services = services(&Late(Arc::new(Some(behind))));
+    Server::builder(rt, services).settings(settings).admission(admission).metrics(metrics).start()
 }
 
 /// The services as they are described, with nothing behind them: for `towpath river schema` and `types`.

@@ -12,11 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::retries::Shared;
 use super::worker::{Bounds, Crew, Inbox, Room, Worker};
 use crate::codec::connection::json_line;
 use crate::error::{Code, Error, Result};
 use crate::metrics::{Counter, Metrics};
-use crate::rt::Moment;
+use crate::rt::{Moment, Rt};
 use crate::state::connection::Row;
 
 /// Batches that may wait for one backend.
@@ -80,6 +81,7 @@ impl Backends {
     pub(super) fn start(
         crew: &Crew,
         backends: Vec<Box<dyn Backend>>,
+        shared: &Arc<Shared>,
         metrics: &mut Metrics,
     ) -> Result<(Backends, Fan)> {
         let written =
@@ -97,7 +99,10 @@ impl Backends {
                 backend,
                 written: written.get_or_create_owned(&labels),
                 failed: failed.get_or_create_owned(&labels),
+                dropped: dropped.get_or_create_owned(&labels),
                 in_a_row: 0,
+                rt: crew.rt().clone(),
+                shared: shared.clone(),
             };
             let bounds = Bounds { data: QUEUE, control: 1, drain: 1 };
             let (worker, inbox) = Worker::spawn(crew, format!("backend-{name}"), bounds, |_| room)?;
@@ -113,11 +118,15 @@ struct BackendRoom {
     backend: Box<dyn Backend>,
     written: Counter,
     failed: Counter,
+    dropped: Counter,
     in_a_row: u64,
+    rt: Rt,
+    shared: Arc<Shared>,
 }
 
 impl BackendRoom {
-    fn write(&mut self, rows: &[Row]) {
+    /// Whether they were taken.
+    fn write(&mut self, rows: &[Row]) -> bool {
         // A backend is somebody else's code; its panic is its failure and not the engine's.
         let written = catch_unwind(AssertUnwindSafe(|| self.backend.write(rows)))
             .unwrap_or_else(|_| Err(Error::new(Code::Internal, "it panicked")));
@@ -135,6 +144,7 @@ impl BackendRoom {
                 }
             }
         }
+        self.in_a_row == 0
     }
 }
 
@@ -143,7 +153,8 @@ impl Room for BackendRoom {
 
     fn wake(&mut self, _: Moment, inbox: &mut Vec<Arc<[Row]>>) {
         for rows in inbox.drain(..) {
-            self.write(&rows);
+            // What was not taken is counted; the next may be.
+            let _ = self.write(&rows);
         }
     }
 
@@ -151,8 +162,20 @@ impl Room for BackendRoom {
         None
     }
 
-    fn end(&mut self, now: Moment, inbox: &mut Vec<Arc<[Row]>>) {
-        self.wake(now, inbox);
+    /// What waits is written while that goes well and there is time: a stop does not wait for somebody who
+    /// does not answer.
+    fn end(&mut self, _: Moment, inbox: &mut Vec<Arc<[Row]>>) {
+        let mut batches = inbox.drain(..);
+        let in_time = |room: &BackendRoom| room.rt.now() < room.shared.deadline();
+        while in_time(self)
+            && let Some(rows) = batches.next()
+            && self.write(&rows)
+        {}
+        let left: usize = batches.map(|rows| rows.len()).sum();
+        if left > 0 {
+            self.dropped.inc_by(left as u64);
+            log::warn!("backend {} did not get {left} connection rows before the stop", self.name);
+        }
         let closed = catch_unwind(AssertUnwindSafe(|| self.backend.close()))
             .unwrap_or_else(|_| Err(Error::new(Code::Internal, "it panicked")));
         if let Err(error) = closed {
@@ -271,7 +294,7 @@ impl Backend for LinesBackend {
     }
 }
 
-/// Posts rows as NDJSON to a URL. Tried three times; anything but 2xx is a failure.
+/// Posts rows as NDJSON to a URL. Tried twice; anything but 2xx is a failure.
 #[derive(Debug)]
 pub struct WebhookBackend {
     url: String,
@@ -294,7 +317,7 @@ impl Backend for WebhookBackend {
     }
 
     fn write(&mut self, rows: &[Row]) -> Result<()> {
-        const TRIES: u32 = 3;
+        const TRIES: u32 = 2;
         let body: String = rows.iter().map(json_line).collect();
         let mut tries = 0;
         loop {

@@ -19,7 +19,9 @@ use super::lookups::Lookups;
 use super::metadata::{Metadata, MetadataOutside, MetadataRooms, MetadataSettings};
 use super::pipes::{self, Pipes, PipesHandle};
 use super::replicas::{Replicas, ReplicasConfig, ReplicasEngine};
+use super::retention::{self, Ages};
 use super::streams::{self, RelayFigures, RelayWays, Streams, StreamsConfig, StreamsEngine};
+use super::visits::Visits;
 use super::worker::{Crew, Worker};
 use crate::bus::local::LocalBus;
 use crate::bus::{Bus, BusHealth, Notice, Sink, Topic};
@@ -92,6 +94,9 @@ pub struct Builder {
     connections: ConnectionSettings,
     spool: spool::Limits,
     backends: Vec<Box<dyn Backend>>,
+    own_links: bool,
+    ages: Ages,
+    metadata_unlogged: bool,
     pipes: Option<(pipes::Settings, pipes::Server)>,
 }
 
@@ -120,6 +125,9 @@ impl Default for Builder {
             connections: ConnectionSettings::default(),
             spool: spool::Limits::default(),
             backends: Vec::new(),
+            own_links: false,
+            ages: Ages::default(),
+            metadata_unlogged: false,
             pipes: None,
         }
     }
@@ -327,6 +335,50 @@ impl Builder {
         self
     }
 
+    pub(crate) fn backend_boxed(mut self, backend: Box<dyn Backend>) -> Builder {
+        self.backends.push(backend);
+        self
+    }
+
+    /// Whether the engine's own followers and relays are rows of its connection log, as a daemon's are. Not
+    /// unless this is said.
+    ///
+    /// ```
+    /// let engine = towpath::Engine::builder().own_links(true).start()?;
+    /// # Ok::<(), towpath::Error>(())
+    /// ```
+    pub fn own_links(mut self, recorded: bool) -> Builder {
+        self.own_links = recorded;
+        self
+    }
+
+    /// How old rows may grow before they are thrown out. As old as they like unless this is said.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use towpath::engine::retention::Ages;
+    ///
+    /// let ages = Ages { connections: Some(Duration::from_secs(90 * 86_400)), ..Ages::default() };
+    /// let engine = towpath::Engine::builder().ages(ages).start()?;
+    /// # Ok::<(), towpath::Error>(())
+    /// ```
+    pub fn ages(mut self, ages: Ages) -> Builder {
+        self.ages = ages;
+        self
+    }
+
+    /// Whether PostgreSQL keeps metadata out of its write-ahead log: faster, and gone when it crashes. Not
+    /// unless this is said; without PostgreSQL it means nothing.
+    ///
+    /// ```
+    /// let engine = towpath::Engine::builder().metadata_unlogged(true).start()?;
+    /// # Ok::<(), towpath::Error>(())
+    /// ```
+    pub fn metadata_unlogged(mut self, unlogged: bool) -> Builder {
+        self.metadata_unlogged = unlogged;
+        self
+    }
+
     /// Byte pipes, on threads of their own. [`pipes::Server::none`] is for a program that only dials.
     ///
     /// ```
@@ -364,7 +416,7 @@ impl Builder {
     pub(crate) fn start_among(self, crew: &Crew, metrics: &mut Metrics) -> Result<Engine> {
         let rt = crew.rt();
         let directory = self.data.as_deref().map(Directory::open).transpose()?;
-        let stores = open_stores(rt, &self.store, directory.as_ref())?;
+        let stores = open_stores(rt, &self.store, self.metadata_unlogged, directory.as_ref())?;
         let bus = match self.bus {
             Some(bus) => bus,
             None => open_bus(rt, &self.store)?,
@@ -400,6 +452,14 @@ impl Builder {
             let outside = MetadataOutside { crew, stores, bus, lookups, metrics };
             metadata = Some(Metadata::start(self.metadata, outside)?);
         }
+        let mut retention = None;
+        if let Some((lookups, _)) = &lookups {
+            retention = Some(retention::start(crew, self.ages, lookups.clone(), metrics)?);
+        }
+        let visits = match &connections {
+            Some((log, _)) if self.own_links => Visits::in_log(log),
+            _ => Visits::default(),
+        };
         let (mut replicas, mut streams) = (None, None);
         if has(Part::Streams) {
             let me = this_replica(rt, self.relay_url);
@@ -418,6 +478,7 @@ impl Builder {
                 // Catching up is mostly waiting for the store.
                 readers: 2 * threads,
                 writers: threads,
+                visits: visits.clone(),
                 followers_refused: metrics
                     .counter("followers_refused", "Followers that were one too many for their stream."),
                 ..StreamsConfig::new(id, stores.clone(), notices.clone())
@@ -445,6 +506,8 @@ impl Builder {
             replicas,
             metadata,
             connections,
+            visits,
+            retention,
             _lookups: lookups.map(|(_, worker)| worker),
             bus,
             stores,
@@ -490,6 +553,9 @@ pub struct Engine {
     replicas: Option<ReplicasEngine>,
     metadata: Option<(Metadata, MetadataRooms)>,
     connections: Option<(Connections, ConnectionRooms)>,
+    /// Where its own links are recorded.
+    visits: Visits,
+    retention: Option<Worker>,
     _lookups: Option<Worker>,
     bus: Arc<UntilTheEnd>,
     stores: Arc<dyn Stores>,
@@ -633,6 +699,10 @@ impl Engine {
         self.replicas.as_ref().unwrap_or_else(|| left_out(Part::Streams)).replicas()
     }
 
+    pub(crate) fn visits(&self) -> &Visits {
+        &self.visits
+    }
+
     pub(crate) fn stores(&self) -> &Arc<dyn Stores> {
         &self.stores
     }
@@ -651,6 +721,7 @@ impl Drop for Engine {
         self.replicas = None;
         self.metadata = None;
         self.connections = None;
+        self.retention = None;
         self._lookups = None;
         self.bus.end();
     }
@@ -710,7 +781,12 @@ fn this_replica(rt: &Rt, relay_url: Option<String>) -> ReplicasConfig {
     ReplicasConfig { id: rt.uuid_v7(), hostname, relay_url, version: env!("CARGO_PKG_VERSION").to_owned() }
 }
 
-fn open_stores(rt: &Rt, store: &Store, directory: Option<&Directory>) -> Result<Arc<dyn Stores>> {
+fn open_stores(
+    rt: &Rt,
+    store: &Store,
+    unlogged: bool,
+    directory: Option<&Directory>,
+) -> Result<Arc<dyn Stores>> {
     let fresh = Identity { store: Uuid::from_bytes(rt.secret()), epoch: Uuid::from_bytes(rt.secret()) };
     let clock = {
         let rt = rt.clone();
@@ -720,7 +796,7 @@ fn open_stores(rt: &Rt, store: &Store, directory: Option<&Directory>) -> Result<
     Ok(match (store, directory) {
         (Store::Given(stores), _) => stores.clone(),
         (Store::Postgres(url), _) => {
-            postgres::stores(url, fresh).map_err(|error| error.while_("opening the store"))?
+            postgres::stores(url, unlogged, fresh).map_err(|error| error.while_("opening the store"))?
         }
         (Store::Unsaid, Some(directory)) => {
             Arc::new(SqliteStores::open(directory.path(), clock, fresh).map_err(opened)?)
@@ -755,8 +831,9 @@ mod postgres {
     use crate::bus::postgres::PostgresBus;
     use crate::store::postgres::{Options, Patience, PostgresStores};
 
-    pub(super) fn stores(url: &str, fresh: Identity) -> Result<Arc<dyn Stores>> {
-        Ok(Arc::new(PostgresStores::connect(url, Options::default(), fresh)?))
+    pub(super) fn stores(url: &str, unlogged: bool, fresh: Identity) -> Result<Arc<dyn Stores>> {
+        let options = Options { metadata_unlogged: unlogged, ..Options::default() };
+        Ok(Arc::new(PostgresStores::connect(url, options, fresh)?))
     }
 
     pub(super) fn bus(rt: &Rt, url: &str) -> Result<Arc<dyn Bus>> {
@@ -774,7 +851,7 @@ mod postgres {
         Err(Error::new(Code::BadConfig, text))
     }
 
-    pub(super) fn stores(_: &str, _: Identity) -> Result<Arc<dyn Stores>> {
+    pub(super) fn stores(_: &str, _: bool, _: Identity) -> Result<Arc<dyn Stores>> {
         missing()
     }
 

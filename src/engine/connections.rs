@@ -1,26 +1,29 @@
 //! The connection log: the handle that records are given to, and what stands behind it.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher as _};
+mod door;
+mod figures;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use uuid::Uuid;
 
+use self::door::Added;
+pub(super) use self::door::ConnectionDoor;
+use self::figures::{account, describe};
 use super::backends::{Backend, Backends, Fan};
-use super::door::Door;
 use super::flush::{ConnectionParts, FlushConnections, ToFlush};
-use super::ledger::{Account, Flushes, Ledger, Names, describe_account};
+use super::ledger::{Account, Ledger};
 use super::lookups::Lookups;
 use super::retries::{self, Retries, Shared, ToRetries};
 use super::spooler::{self, Origin, Spooler, ToSpool};
 use super::worker::{Bounds as InboxBounds, Crew, Inbox, Refused, Worker};
 use crate::error::{Code, Error, Result};
 use crate::metrics::{Counter, Metrics};
-use crate::rt::{Hasher, Moment, RecvTimeoutError, Rt, Wall};
+use crate::rt::{Moment, RecvTimeoutError, Rt, Wall};
 use crate::spool::{Gather, Spool, SpoolError, Status};
-use crate::state::batch::{Bounds, Merge};
+use crate::state::batch::Bounds;
 use crate::state::connection::{Record, Row};
 use crate::state::retry;
 use crate::store::Stores;
@@ -162,8 +165,8 @@ impl Connections {
         let ledger = Arc::new(Ledger::default());
         let door = Arc::new(ConnectionDoor::new(&rt, settings.bound));
         let shared = Arc::new(Shared::new());
-        let figures = describe(metrics, &door, &ledger);
-        let (backends, fan) = Backends::start(crew, backends, metrics)?;
+        let figures = describe(metrics, &rt, &door, &ledger);
+        let (backends, fan) = Backends::start(crew, backends, &shared, metrics)?;
 
         // The spool tells the retry room, which is made after it: the way there is filled in below.
         let to_retries: Arc<crate::rt::Lock<Option<Inbox<ToRetries>>>> = Arc::default();
@@ -268,12 +271,12 @@ impl Connections {
                     return Ok(());
                 }
                 Added::Merged => return Ok(()),
-                Added::Sealed => return Err(stopped()),
+                Added::Sealed(_) => return Err(stopped()),
                 Added::Full(back) => row = back,
             }
             let deadline = *deadline.get_or_insert_with(|| inner.rt.now() + inner.settings.accept_timeout);
             let hurry = || _ = inner.flush.control(ToFlush::Look);
-            if !inner.door.door.wait(&inner.rt, inner.settings.bound, deadline, hurry) {
+            if !inner.door.wait(&inner.rt, deadline, hurry) {
                 inner.full.inc();
                 return Err(self.too_full());
             }
@@ -343,13 +346,9 @@ impl Connections {
         if inner.closed.load(Relaxed) {
             return Err(stopped());
         }
-        let rows: Vec<Row> = records.into_iter().map(|record| Row::from(self.complete(record))).collect();
-        let items = rows.iter().map(spooler::item).collect();
-        match send(ToSpool::Append { items, from: Origin::Caller, done }) {
-            Ok(()) => {
-                inner.fan.send(&rows);
-                Ok(())
-            }
+        let rows = records.into_iter().map(|record| Row::from(self.complete(record))).collect();
+        match send(self.to_spool(rows, done)) {
+            Ok(()) => Ok(()),
             Err(Refused::Full(_)) => {
                 inner.full.inc();
                 Err(self.too_full())
@@ -358,25 +357,40 @@ impl Connections {
         }
     }
 
+    /// What the spool is asked to keep. The backends get it once it is kept.
+    fn to_spool(&self, rows: Vec<Row>, done: spooler::Done<()>) -> ToSpool {
+        let items = rows.iter().map(spooler::item).collect();
+        let fan = self.shared.fan.clone();
+        let done = Box::new(move |kept: std::result::Result<(), SpoolError>| {
+            if kept.is_ok() {
+                fan.send(&rows);
+            }
+            done(kept);
+        });
+        ToSpool::Append { items, from: Origin::Caller, done }
+    }
+
     /// Takes a record without ever waiting: for threads that carry connections. When memory is full
     /// it goes to the spool; when that cannot take it either it is dropped and counted.
     pub fn offer(&self, record: Record) {
-        if let Err(record) = self.try_record(record) {
-            let counter = self.shared.own_lost.clone();
-            let lost = move || {
-                counter.inc();
-                log::warn!("a connection record is lost: memory and spool are full");
-            };
-            let items = vec![spooler::item(&Row::from(*record))];
-            let told = lost.clone();
-            let done = Box::new(move |kept: Result<(), SpoolError>| {
-                if kept.is_err() {
-                    told();
-                }
-            });
-            if self.shared.spool.try_data(ToSpool::Append { items, from: Origin::Caller, done }).is_err() {
-                lost();
+        let inner = &*self.shared;
+        let row = match inner.door.add(Row::from(self.complete(record))) {
+            Added::New { before } => return inner.wake(before),
+            Added::Merged => return,
+            Added::Full(row) | Added::Sealed(row) => row,
+        };
+        crate::mark!(own_record_went_to_the_spool);
+        let lost = inner.own_lost.clone();
+        let done = Box::new(move |kept: std::result::Result<(), SpoolError>| {
+            if let Err(error) = kept {
+                lost.inc();
+                log::warn!("a record of an own link is lost: memory is full, and {error}");
             }
+        });
+        if let Err(refused) = inner.spool.try_data(self.to_spool(vec![row], done)) {
+            inner.own_lost.inc();
+            let why = if matches!(refused, Refused::Full(_)) { "busy" } else { "gone" };
+            log::warn!("a record of an own link is lost: memory is full, and the spool is {why}");
         }
     }
 
@@ -385,15 +399,19 @@ impl Connections {
     /// # Errors
     /// There is no room now, or the engine has ended; the record comes back.
     pub fn try_record(&self, record: Record) -> std::result::Result<(), Box<Record>> {
-        let record = self.complete(record);
-        match self.shared.door.add(Row::from(record.clone())) {
+        match self.shared.door.add(Row::from(self.complete(record))) {
             Added::New { before } => {
                 self.shared.wake(before);
                 Ok(())
             }
             Added::Merged => Ok(()),
-            Added::Full(_) | Added::Sealed => Err(Box::new(record)),
+            Added::Full(row) | Added::Sealed(row) => Err(Box::new(row.first)),
         }
+    }
+
+    /// An id for a connection of the engine's own.
+    pub(super) fn new_id(&self) -> Uuid {
+        self.shared.rt.uuid_v7()
     }
 
     /// Writes what is held now instead of at the end of its interval, and returns once that was
@@ -471,6 +489,11 @@ impl Connections {
     /// Where every accepted record is. Exact when no call is under way.
     pub fn account(&self) -> Account {
         account(&self.shared.door, &self.shared.ledger)
+    }
+
+    /// Why the spool takes nothing now, if it does not: for readiness.
+    pub fn spool_trouble(&self) -> Option<SpoolError> {
+        self.shared.ledger.spool_trouble(self.shared.rt.now())
     }
 
     /// How the spool fares.
@@ -610,175 +633,5 @@ pub(super) fn flush_now(rt: &Rt, inbox: &Inbox<ToFlush>, patience: Duration) -> 
         Ok(()) => Ok(()),
         Err(RecvTimeoutError::Timeout) => Err(Error::new(Code::TimedOut, "the flush takes longer than that")),
         Err(RecvTimeoutError::Disconnected) => Err(stopped()),
-    }
-}
-
-fn account(door: &ConnectionDoor, ledger: &Ledger) -> Account {
-    let mut account = ledger.account();
-    door.door.each(|shard| {
-        account.accepted += shard.accepted;
-        account.merged += shard.merged;
-        account.pending += shard.rows.len() as u64;
-    });
-    account
-}
-
-struct Figures {
-    flushes: Flushes,
-    retried: Counter,
-    full: Counter,
-    own_lost: Counter,
-}
-
-fn describe(metrics: &mut Metrics, door: &Arc<ConnectionDoor>, ledger: &Arc<Ledger>) -> Figures {
-    let (door, ledger) = (door.clone(), ledger.clone());
-    describe_account(metrics, move || account(&door, &ledger));
-    let names = Names {
-        batches: ("connections_flushes", "Batches of connection rows written, by why they were."),
-        entries: ("connections_flushed", "Connection rows written by flushes, by why they were."),
-        seconds: ("connections_flush_seconds", "How long a flush of connection rows takes, by why it was."),
-        sizes: ("connections_batch_size", "Connection rows in one flush."),
-        failures: (
-            "connections_write_failures",
-            "Writes of connection rows that failed and are tried again.",
-        ),
-        splits: ("connections_splits", "Times a batch was halved to find the row a store refuses."),
-    };
-    Figures {
-        flushes: Flushes::describe(metrics, &names),
-        retried: metrics.counter("connections_retries", "Batches of connection rows tried again."),
-        full: metrics.counter("connections_refused", "Connection records refused because there was no room."),
-        own_lost: metrics.counter(
-            "connections_own_lost",
-            "Records of towpath's own links dropped, with memory and spool full.",
-        ),
-    }
-}
-
-/// The door of the connection log.
-#[derive(Debug)]
-pub(super) struct ConnectionDoor {
-    door: Door<Shard>,
-    hasher: Hasher,
-    bound: usize,
-}
-
-/// Rows in the order they came, and where each key's row is.
-#[derive(Debug, Default)]
-struct Shard {
-    rows: Vec<Row>,
-    /// By the hash of the key. Two keys of one hash are not merged here; the batch does that.
-    index: HashMap<u64, usize, BuildHasherDefault<AlreadyHashed>>,
-    accepted: u64,
-    merged: u64,
-}
-
-/// A hash is hash enough.
-#[derive(Debug, Default)]
-struct AlreadyHashed(u64);
-
-impl std::hash::Hasher for AlreadyHashed {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only numbers of 64 bits are keys here");
-    }
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-}
-
-/// What became of a row at the door.
-enum Added {
-    /// It is the first of its key; there were so many rows before.
-    New { before: usize },
-    /// It became part of the one that was there.
-    Merged,
-    /// There is no room; it comes back.
-    Full(Row),
-    /// The door is closed for good.
-    Sealed,
-}
-
-impl ConnectionDoor {
-    fn new(rt: &Rt, bound: usize) -> ConnectionDoor {
-        ConnectionDoor { door: Door::new(Shard::default), hasher: rt.hasher(), bound }
-    }
-
-    /// Adds a row, or merges it into the one of its key.
-    fn add(&self, row: Row) -> Added {
-        let hash = self.hash(&row);
-        // A caller that finds it full waits with its row; nobody is ahead of anybody.
-        let full = self.door.held() >= self.bound;
-        let added = self.door.enter(hash, |shard| {
-            if let Some(place) = shard.index.get(&hash)
-                && let Some(held) = shard.rows.get_mut(*place)
-                && same_key(held, &row)
-            {
-                held.merge(row);
-                shard.accepted += 1;
-                shard.merged += 1;
-                return Added::Merged;
-            }
-            if full {
-                return Added::Full(row);
-            }
-            shard.index.insert(hash, shard.rows.len());
-            shard.rows.push(row);
-            shard.accepted += 1;
-            Added::New { before: self.door.grew(1) }
-        });
-        added.unwrap_or(Added::Sealed)
-    }
-
-    /// Takes everything out; from here on it is the room's, and pending.
-    pub(super) fn drain(&self, ledger: &Ledger, into: &mut Vec<Row>) {
-        let before = into.len();
-        self.door.each(|shard| {
-            ledger.accepted.fetch_add(std::mem::take(&mut shard.accepted), Relaxed);
-            ledger.merged.fetch_add(std::mem::take(&mut shard.merged), Relaxed);
-            ledger.pending.fetch_add(shard.rows.len() as u64, Relaxed);
-            into.append(&mut shard.rows);
-            shard.index.clear();
-        });
-        self.door.shrank(into.len() - before);
-    }
-
-    pub(super) fn held(&self) -> usize {
-        self.door.held()
-    }
-
-    pub(super) fn is_pressed(&self) -> bool {
-        self.door.is_pressed()
-    }
-
-    pub(super) fn seal(&self) {
-        self.door.seal();
-    }
-
-    fn hash(&self, row: &Row) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        match row.first.connection_id {
-            Some(connection) => {
-                hasher.write_u128(connection.as_u128());
-                hasher.write_u128(row.first.workspace_id.as_u128());
-                hasher.write(row.first.agent_name.as_bytes());
-            }
-            None => hasher.write_u128(row.first.id.as_u128()),
-        }
-        hasher.finish()
-    }
-}
-
-/// Whether two rows have the same [`Key`](crate::state::connection::Key).
-fn same_key(one: &Row, other: &Row) -> bool {
-    let (one, other) = (&one.first, &other.first);
-    match (one.connection_id, other.connection_id) {
-        (Some(a), Some(b)) => {
-            a == b && one.workspace_id == other.workspace_id && one.agent_name == other.agent_name
-        }
-        (None, None) => one.id == other.id,
-        _ => false,
     }
 }

@@ -14,9 +14,9 @@ use crate::rt::{Lock, Moment, RecvTimeoutError, Rt, Sender};
 /// One shard to a few producers: with 16, two of four producers meet one time in five.
 const SHARDS: usize = 16;
 
-/// The door is closed for good.
+/// The door is closed for good; what was brought comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sealed;
+pub(super) struct Sealed<T>(pub(super) T);
 
 #[derive(Debug)]
 pub(super) struct Door<S> {
@@ -43,13 +43,18 @@ impl<S> Door<S> {
         Door { shards, held: AtomicUsize::new(0), waiting: Lock::new(Vec::new()) }
     }
 
-    /// Does something in the shard that `hash` falls into. `act` must not call the runtime.
+    /// Does something with `it` in the shard that `hash` falls into. `act` must not call the runtime.
     #[inline]
-    pub(super) fn enter<R>(&self, hash: u64, act: impl FnOnce(&mut S) -> R) -> Result<R, Sealed> {
+    pub(super) fn enter<T, R>(
+        &self,
+        hash: u64,
+        it: T,
+        act: impl FnOnce(&mut S, T) -> R,
+    ) -> Result<R, Sealed<T>> {
         // Not the lowest bits nor the highest: the maps inside use those.
         let place = (hash >> 32) as usize % SHARDS;
         let mut gate = self.shards[place].0.lock();
-        if gate.sealed { Err(Sealed) } else { Ok(act(&mut gate.shard)) }
+        if gate.sealed { Err(Sealed(it)) } else { Ok(act(&mut gate.shard, it)) }
     }
 
     /// Does something in every shard, one after the other, sealed or not.

@@ -7,8 +7,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use crate::metrics::{Counter, Histogram, Metrics};
+use crate::rt::{Lock, Moment, Rt, Wall};
+use crate::spool::SpoolError;
 use crate::state::batch::Reason;
 
 /// How many records are where, at one moment.
@@ -51,9 +54,30 @@ pub(super) struct Ledger {
     pub(super) dead_lettered: AtomicU64,
     pub(super) evicted: AtomicU64,
     pub(super) lost: AtomicU64,
+    /// Bytes in the spool.
+    pub(super) spool_bytes: AtomicU64,
+    /// When the oldest record in the spool was put there, in microseconds; 0 while there is none.
+    pub(super) spool_oldest: AtomicU64,
+    /// Batches in memory that wait to be tried again.
+    pub(super) waiting: AtomicU64,
+    /// Since when there have been some, in nanoseconds of the runtime's clock.
+    pub(super) waiting_since: AtomicU64,
+    /// When the spool last took nothing, and why; none once it took something.
+    pub(super) refused: Lock<Option<(Moment, SpoolError)>>,
 }
 
+/// How long a refusal counts after which nobody asked again. One for want of room in the spool counts until
+/// there is some.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
+
 impl Ledger {
+    /// Why the spool takes nothing now, if it does not.
+    pub(super) fn spool_trouble(&self, now: Moment) -> Option<SpoolError> {
+        let (at, error) = self.refused.lock().clone()?;
+        let stays = matches!(error, SpoolError::Full { .. });
+        (stays || now.since(at) < REFUSED_FOR).then_some(error)
+    }
+
     pub(super) fn account(&self) -> Account {
         Account {
             accepted: self.accepted.load(Relaxed),
@@ -72,6 +96,30 @@ impl Ledger {
 pub(super) fn moved(count: usize, from: &AtomicU64, to: &AtomicU64) {
     from.fetch_sub(count as u64, Relaxed);
     to.fetch_add(count as u64, Relaxed);
+}
+
+/// Shows how full the queues behind the doors are, and how old what is in them.
+pub(super) fn describe_queues(metrics: &mut Metrics, rt: &Rt, ledger: &Arc<Ledger>) {
+    let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let books = ledger.clone();
+    metrics.gauge_from("spool_bytes", "Bytes of the records in the spool.", move || {
+        whole(books.spool_bytes.load(Relaxed))
+    });
+    let (books, clock) = (ledger.clone(), rt.clone());
+    let help = "How long the oldest record in the spool has been there.";
+    metrics.gauge_from("spool_oldest_seconds", help, move || match books.spool_oldest.load(Relaxed) {
+        0 => 0,
+        oldest => whole(clock.wall().since(Wall(whole(oldest))).as_secs()),
+    });
+    let books = ledger.clone();
+    let help = "Batches of connection rows in memory that wait to be tried again.";
+    metrics.gauge_from("connections_waiting_batches", help, move || whole(books.waiting.load(Relaxed)));
+    let (books, clock) = (ledger.clone(), rt.clone());
+    let help = "How long there has been a batch of connection rows that waits to be tried again.";
+    metrics.gauge_from("connections_waiting_seconds", help, move || match books.waiting.load(Relaxed) {
+        0 => 0,
+        _ => whole(clock.now().since(Moment(books.waiting_since.load(Relaxed))).as_secs()),
+    });
 }
 
 /// What a flush room shows of its flushes.
@@ -114,7 +162,7 @@ impl Flushes {
     }
 
     /// A batch was written.
-    pub(super) fn written(&self, reason: Reason, rows: usize, took: std::time::Duration) {
+    pub(super) fn written(&self, reason: Reason, rows: usize, took: Duration) {
         let place = reason as usize;
         self.batches[place].inc();
         self.entries[place].inc_by(rows as u64);

@@ -263,8 +263,10 @@ impl Metadata {
         let limits = &inner.settings.limits;
         let fit = limits.fit(report.iter().map(|(key, ..)| *key));
         let taken = &report[..fit.as_ref().map_or_else(|long| long.fit, |()| report.len())];
-        let added =
-            inner.door.add(agent, inner.rt.now(), taken, limits).map_err(|Sealed| ReportError::Stopped)?;
+        let added = inner
+            .door
+            .add(agent, inner.rt.now(), taken, limits)
+            .map_err(|Sealed(())| ReportError::Stopped)?;
         inner.wake(added.before, added.new);
         if !added.refused.is_empty() {
             return Err(ReportError::Full {
@@ -566,10 +568,10 @@ impl MetadataDoor {
         now: Moment,
         report: &[(&str, &str, &str)],
         limits: &Limits,
-    ) -> std::result::Result<Added, Sealed> {
+    ) -> std::result::Result<Added, Sealed<()>> {
         let now = self.stamp(now);
         let room = self.bound.saturating_sub(self.held() + self.kept.load(Relaxed));
-        self.door.enter(self.hasher.hash_one(agent), |shard| {
+        self.door.enter(self.hasher.hash_one(agent), (), |shard, ()| {
             let Shard { agents, hasher, newest, floor, .. } = shard;
             let keys = agents.entry(agent).or_insert_with(|| HashMap::with_hasher(hasher.clone()));
             let (mut new, mut refused) = (0, Vec::new());

@@ -395,6 +395,14 @@ impl Retries {
         }
     }
 
+    /// For whoever looks how far behind the store is.
+    fn show(&self, now: Moment) {
+        let waiting = (self.retry.len() + self.crowded.len() + self.spooling.len()) as u64;
+        if self.ledger.waiting.swap(waiting, Ordering::Relaxed) == 0 {
+            self.ledger.waiting_since.store(now.0, Ordering::Relaxed);
+        }
+    }
+
     /// Every batch in memory, oldest first.
     fn everything(&mut self) -> Vec<Vec<Row>> {
         let mut all: Vec<Vec<Row>> = self.retry.drain().collect();
@@ -426,6 +434,7 @@ impl Room for Retries {
             self.take(now, message);
         }
         self.work(now);
+        self.show(now);
     }
 
     fn deadline(&self) -> Option<Moment> {

@@ -36,6 +36,7 @@ use self::mail::Mail;
 pub use self::mail::{BearerBox, Doorbell, Message};
 pub use self::settings::Settings;
 use super::handlers::Handlers;
+use super::visits::Visit;
 use super::worker::{Inbox, Room};
 use crate::rt::{Hasher, Rand, Rt};
 use crate::state::envelope::{Envelope, Ids};
@@ -62,6 +63,8 @@ struct Entry {
     /// The alarm that is set for it.
     armed: Option<Moment>,
     unacked_bytes: usize,
+    /// Its place in the connection log.
+    visit: Visit,
 }
 
 /// Messages a held session keeps before its link is no longer read: enough for the acknowledgements of a peer
@@ -140,7 +143,7 @@ impl<P: Procedures> Sessions<P> {
 
     fn handle(&mut self, now: Moment, message: Message) {
         match message {
-            Message::Opened { link, bearer } => self.opened(now, link, bearer.0),
+            Message::Opened { link, bearer, caller } => self.opened(now, link, bearer.0, caller),
             Message::Heard { link, heard } => self.heard(now, link, heard),
             Message::Batch(batch) => {
                 for event in batch {
@@ -305,6 +308,7 @@ impl<P: Procedures> Sessions<P> {
     fn ended(&mut self, now: Moment, key: u64, cause: Cause) {
         let Some(mut entry) = self.sessions.remove(&key) else { return };
         count(&self.figures.ended, "cause", cause.as_str());
+        entry.visit.end(cause.as_str());
         self.figures.sessions.dec();
         if self.by_client.get(&entry.client.id) == Some(&key) {
             self.by_client.remove(&entry.client.id);

@@ -85,6 +85,7 @@ impl Spooler {
         ledger.accepted.fetch_add(status.records + status.lost, Relaxed);
         ledger.spooled.store(status.records, Relaxed);
         ledger.lost.store(status.lost, Relaxed);
+        note(&ledger, &status);
         Ok(Spooler {
             rt: rt.clone(),
             spool,
@@ -136,6 +137,7 @@ impl Spooler {
             self.enter(waiting, *done);
         }
         self.reconcile();
+        *self.ledger.refused.lock() = appended.as_ref().err().map(|error| (self.rt.now(), error.clone()));
         appended?;
         (self.grew)();
         Ok(())
@@ -158,6 +160,9 @@ impl Spooler {
         let dead = dead.min(gone);
         let merged = merged.min(gone - dead);
         let books = &self.ledger;
+        if gone > 0 {
+            *books.refused.lock() = None;
+        }
         moved(dead, &books.spooled, &books.dead_lettered);
         moved(merged, &books.spooled, &books.merged);
         moved(gone - dead - merged, &books.spooled, &books.stored);
@@ -169,6 +174,7 @@ impl Spooler {
     fn reconcile(&mut self) {
         let Ok(status) = self.spool.status() else { return };
         let books = &self.ledger;
+        note(books, &status);
         let lost = status.lost.saturating_sub(books.lost.load(Relaxed));
         let believed = books.spooled.load(Relaxed);
         let found = status.records + lost;
@@ -179,6 +185,12 @@ impl Spooler {
             books.accepted.fetch_add(found.wrapping_sub(believed), Relaxed);
         }
     }
+}
+
+fn note(books: &Ledger, status: &Status) {
+    books.spool_bytes.store(status.bytes, Relaxed);
+    let oldest = status.oldest_at.map_or(0, |at| u64::try_from(at.0).unwrap_or(0));
+    books.spool_oldest.store(oldest, Relaxed);
 }
 
 impl Room for Spooler {

@@ -7,6 +7,7 @@
 //! Behind it stand the rooms of the merge loop (one for each shard of the streams), pools of threads that
 //! read and write ([`super::reader`]), and a keeper that renews leases and sweeps dead ones.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::store::{Labels, StoreError, Stores};
 use crate::wire::{Doors, LinkHandle, Outlet};
 
 use super::reader::Pool;
+use super::visits::{Caller, Visit, Visits};
 use super::worker::{Bounds, Crew, Refused, Worker};
 
 mod carried;
@@ -360,6 +362,8 @@ pub struct StreamsConfig {
     pub doors: Option<Doors>,
     /// The way to other replicas, where there are any.
     pub relay: Option<RelayWays>,
+    /// Where followers and relays are recorded.
+    pub visits: Visits,
     /// What bounds it.
     pub limits: Limits,
     /// How many rooms share the streams.
@@ -381,6 +385,7 @@ impl StreamsConfig {
             bus,
             doors: None,
             relay: None,
+            visits: Visits::default(),
             limits: Limits::default(),
             shards: 1,
             readers: 1,
@@ -447,6 +452,7 @@ struct Shared {
     cursors: Arc<durable::Cursors>,
     stopped: AtomicBool,
     names: Arc<Names>,
+    visits: Visits,
 }
 
 /// Where streams were found, by name: ten thousand followers of one stream look it up once.
@@ -494,6 +500,7 @@ impl StreamsEngine {
             bus,
             doors,
             relay,
+            visits,
             limits,
             shards,
             readers,
@@ -541,6 +548,7 @@ impl StreamsEngine {
                     cursors: cursors.clone(),
                     relay: relay.clone(),
                     courier: carries.clone(),
+                    visits: visits.clone(),
                 };
                 StreamsRoom::new(around, inbox.clone())
             })?;
@@ -569,6 +577,7 @@ impl StreamsEngine {
             cursors,
             stopped: AtomicBool::new(false),
             names,
+            visits,
         };
         let streams = Streams { shared: Arc::new(shared) };
         Ok(StreamsEngine { rooms, courier, keeper: Some(keeper), pools, streams })
@@ -1092,19 +1101,26 @@ impl Streams {
         self.shared.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Somebody follows the stream of that name: what [`Streams::follow_link`] is given.
+    pub fn visit(&self, caller: &Caller, name: &str, how: &'static str) -> Visit {
+        self.shared.visits.follower(caller, &[("stream", name), ("via", how)])
+    }
+
     /// Follows over a link. Its events must reach [`Streams::outlet`] of the stream under the follower's
     /// number, or be passed on from where they go.
     pub fn follow_link(
         &self,
         id: FollowerId,
         stream: Uuid,
-        since: Since,
-        parts: bool,
+        options: FollowOptions,
         link: LinkHandle,
         format: Format,
+        visit: Visit,
     ) -> Result<(), StreamError> {
+        let FollowOptions { since, parts } = options;
         let tap = Tap::Link { link, format };
-        self.to_room(stream, Message::Follow(Newcomer { id, stream, since, parts, tap, previous: None }))
+        let newcomer = Newcomer { id, stream, since, parts, tap, previous: None, visit };
+        self.to_room(stream, Message::Follow(newcomer))
     }
 
     /// A follower's link, which belongs to somebody else, has sent a page of history.
@@ -1113,10 +1129,10 @@ impl Streams {
         drop(self.shared.shards.of(stream).control(Message::Passed(id)));
     }
 
-    /// A follower's link, which belongs to somebody else, is gone.
-    pub fn link_gone(&self, stream: Uuid, id: FollowerId) {
+    /// A follower's link, which belongs to somebody else, is gone, for this reason.
+    pub fn link_gone(&self, stream: Uuid, id: FollowerId, why: Cow<'static, str>) {
         // Once for each follower.
-        drop(self.shared.shards.of(stream).control(Message::LinkGone(id)));
+        drop(self.shared.shards.of(stream).control(Message::LinkGone(id, why)));
     }
 
     /// Ends a follow.

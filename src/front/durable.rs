@@ -10,7 +10,8 @@ use super::streams::{or_answer, problem, rfc3339};
 use super::{Body, Op, Reply, Request, Response, Role, Route, Router};
 use crate::codec::token::Token;
 use crate::engine::streams::durable::{Mode, offset};
-use crate::engine::streams::{Format, Since, StreamError, Streams};
+use crate::engine::streams::{FollowOptions, Format, Since, StreamError, Streams};
+use crate::engine::visits::Caller;
 use crate::state::stream::Cursor;
 use crate::store::streams::{Address, Expiry, MessageRow, Page, StreamRow};
 use crate::wire::Owner;
@@ -179,7 +180,7 @@ fn read(streams: &Streams, request: Request, reply: Reply) {
     let offset = or_answer!(reply, given.map_or(Ok(Offset::Start), read_offset));
     let theirs = query.get("cursor").and_then(|cursor| cursor.parse().ok());
     match live {
-        Live::Sse => follow(streams, at, offset, theirs, reply),
+        Live::Sse => follow(streams, request.caller(), at, offset, theirs, reply),
         Live::No | Live::LongPoll => {
             let after = match offset {
                 Offset::Start => 0,
@@ -335,7 +336,7 @@ impl Read {
 }
 
 /// `live=sse`
-fn follow(streams: &Streams, at: Address, offset: Offset, theirs: Option<u64>, reply: Reply) {
+fn follow(streams: &Streams, caller: Caller, at: Address, offset: Offset, theirs: Option<u64>, reply: Reply) {
     let known = streams.clone();
     streams.row_then(
         at,
@@ -359,7 +360,9 @@ fn follow(streams: &Streams, at: Address, offset: Offset, theirs: Option<u64>, r
             let id = known.next_follower();
             let owner = Owner::new(&known.outlet(row.id), id);
             let link = reply.sse_with(dressed(response), Some(owner));
-            if let Err(error) = known.follow_link(id, row.id, since, false, link.clone(), Format::Durable) {
+            let options = FollowOptions { since, parts: false };
+            let visit = known.visit(&caller, &row.name, "durable");
+            if let Err(error) = known.follow_link(id, row.id, options, link.clone(), Format::Durable, visit) {
                 log::warn!("follow refused stream={} error={error}", row.id);
                 link.close(1013, "try again later");
             }

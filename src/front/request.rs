@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::auth::{Op, Principal};
 use super::query::Query;
+use crate::engine::visits::Caller;
 use crate::wire::Peer;
 use crate::wire::http::{Head, Method, Response};
 
@@ -72,6 +73,12 @@ impl Request {
         &self.who
     }
 
+    /// Who asks, and where from, as the connection log has it.
+    pub fn caller(&self) -> Caller {
+        let user_agent = self.header("user-agent").map(|text| cut(text, USER_AGENT_MAX).into());
+        Caller { ip: self.peer.ip, user_agent, principal: Some(self.who.name.as_str().into()) }
+    }
+
     /// Where it comes from.
     pub fn peer(&self) -> &Peer {
         &self.peer
@@ -127,6 +134,14 @@ impl Request {
     pub fn upgrade(&self) -> Option<&str> {
         self.head.upgrade()
     }
+}
+
+/// How much of a user agent is recorded.
+const USER_AGENT_MAX: usize = 512;
+
+/// The beginning of a text, at most `max` bytes of whole characters.
+fn cut(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
 }
 
 /// One JSON text as a value; also for the lines of an NDJSON body.

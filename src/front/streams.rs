@@ -17,8 +17,9 @@ use crate::codec::sse;
 use crate::codec::token::{Tag, Token};
 use crate::engine::streams::event::{is_text, push_input, push_queue};
 use crate::engine::streams::{
-    ClaimedTurn, CreateStream, Format, Since, StreamError, Streams, Wanted, Written, address,
+    ClaimedTurn, CreateStream, FollowOptions, Format, Since, StreamError, Streams, Wanted, Written, address,
 };
+use crate::engine::visits::Visit;
 use crate::state::stream::{Cursor, LeaseHash, OnLost};
 use crate::state::time::Wall;
 use crate::state::turn::PartRefused;
@@ -713,6 +714,12 @@ fn events(streams: &Streams, request: Request, reply: Reply) {
         Some(_) => return reply.problem(400, "bad_parameter", "parts is 0 or 1"),
     };
     let format = if request.wants_websocket() { Format::Ws } else { Format::Sse };
+    let options = FollowOptions { since, parts };
+    let visit = {
+        let (streams, caller, name) = (streams.clone(), request.caller(), request.param("name").to_owned());
+        let how = if format == Format::Ws { "websocket" } else { "sse" };
+        move || streams.visit(&caller, &name, how)
+    };
     let known = streams.clone();
     // A token may stand at the end of a closed stream, where an EventSource must be told to stay away.
     if matches!(since, Since::After(_)) || matches!(at, Address::Id(_)) {
@@ -721,14 +728,14 @@ fn events(streams: &Streams, request: Request, reply: Reply) {
             Box::new(move |page| match page {
                 Err(error) => reply.send(problem(&error)),
                 Ok(page) if is_over(&page.stream, since) => reply.empty(204),
-                Ok(page) => follow(&known, page.stream.id, since, parts, format, reply),
+                Ok(page) => follow(&known, page.stream.id, options, format, visit(), reply),
             }),
         );
     } else {
         streams.resolve_then(
             at,
             Box::new(move |stream| match stream {
-                Ok(stream) => follow(&known, stream, since, parts, format, reply),
+                Ok(stream) => follow(&known, stream, options, format, visit(), reply),
                 Err(error) => reply.send(problem(&error)),
             }),
         );
@@ -743,7 +750,14 @@ fn is_over(row: &StreamRow, since: Since) -> bool {
         && token.cursor.pos >= row.state.pos
 }
 
-fn follow(streams: &Streams, stream: Uuid, since: Since, parts: bool, format: Format, reply: Reply) {
+fn follow(
+    streams: &Streams,
+    stream: Uuid,
+    options: FollowOptions,
+    format: Format,
+    visit: Visit,
+    reply: Reply,
+) {
     /// A follower has nothing to say that is longer.
     const SAID_MAX: u32 = 4 * 1024;
     let id = streams.next_follower();
@@ -758,7 +772,7 @@ fn follow(streams: &Streams, stream: Uuid, since: Since, parts: bool, format: Fo
     if format == Format::Sse {
         link.send_paced(Frame::chunk(&sse::retry(std::time::Duration::from_secs(1))));
     }
-    if let Err(error) = streams.follow_link(id, stream, since, parts, link.clone(), format) {
+    if let Err(error) = streams.follow_link(id, stream, options, link.clone(), format, visit) {
         log::warn!("follow refused stream={stream} error={error}");
         link.close(1013, "try again later");
     }

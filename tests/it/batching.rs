@@ -1,5 +1,31 @@
 //! The connection log and the metadata on real threads: each case that was a bug somewhere.
+//!
+//! | case | test |
+//! |---|---|
+//! | empty flush writes nothing and notifies nothing | `an_empty_flush_writes_nothing_and_notifies_nobody` |
+//! | flush exactly at capacity, not one before | `sim_a_flush_comes_exactly_at_capacity_and_not_one_before` |
+//! | capacity flush restarts the timer | `sim_a_capacity_flush_restarts_the_timer` |
+//! | older timestamp ignored in any order | `any_order_of_metadata_leaves_the_newest` in store_conformance, and in state/metadata |
+//! | two replicas, opposite order: no deadlock | `two_replicas_that_write_the_same_keys_in_opposite_order_…` in store_postgres |
+//! | 0, 1, 363, 364, 727 ids per notice | `notices_of_0_1_363_364_and_727_agents_round_trip` in state/metadata, `changed_agents_are_named_in_chunks_…` |
+//! | 20 threads, same keys | `twenty_threads_report_the_same_keys_and_the_newest_of_each_is_stored` |
+//! | write fails before commit, after commit, hangs | `a_write_that_fails_before_…`, `…_after_its_commit_…`, `while_a_write_hangs_…` |
+//! | retry queue overflows into the spool and comes back in order | `the_retry_queue_overflows_into_the_spool_and_comes_back_in_order` |
+//! | one poison row in 1,000 | `one_poison_row_in_a_thousand_is_buried_and_the_others_are_stored` |
+//! | close during a write in flight | `closing_while_a_write_is_in_flight_loses_nothing` |
+//! | record racing close | `a_record_that_races_the_close_is_stored_or_refused` |
+//! | kill -9 at random moments | `fault_every_receipt_outlives_a_kill_exactly_once`, `sim_every_receipt_outlives_two_power_cuts_once` |
+//! | database away at 500 records a second | `fault_while_the_database_is_away_memory_stays_flat_and_all_is_stored_after` |
+//! | disk full while spooling | `a_full_disk_is_an_answer_and_nothing_accepted_is_lost` |
+//! | spool file with flipped bits | `every_flipped_bit_is_harmless_or_reported_…` in spool/file, `damage_to_the_spool_shows_in_readiness_…` |
+//! | connect→disconnect in one batch and in two | `records_are_stored_and_…_one_batch`, `a_connection_is_one_row_from_two_batches_in_either_order` |
+//! | disconnect before connect, both orders of time | `a_disconnect_before_its_connect_…`, `a_connect_that_is_later_…` in state/connection |
+//! | two disconnects | `of_two_disconnects_in_two_batches_the_earlier_is_kept_as_one_unit` |
+//! | web events never merged | `web_events_are_never_merged` |
+//! | backends: one fails, one hangs, one panics | `of_the_backends_one_fails_one_hangs_one_panics_and_the_others_get_everything` |
 
+mod kills;
+mod own;
 mod rig;
 mod sim;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,9 +13,17 @@ use serde_json::{Value, json};
 use crate::effort::cycles;
 use crate::process::towpath;
 
-struct Killable {
+/// A daemon that is killed when it is dropped.
+pub(crate) struct Killable {
     child: Child,
-    url: String,
+    pub(crate) url: String,
+}
+
+#[cfg(feature = "postgres")]
+impl Killable {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
 }
 
 impl Drop for Killable {
@@ -26,10 +34,15 @@ impl Drop for Killable {
     }
 }
 
-fn start(data: &Path) -> Killable {
+pub(crate) fn start(data: &Path) -> Killable {
+    start_with(data, |_| {})
+}
+
+pub(crate) fn start_with(data: &Path, adjust: impl FnOnce(&mut Command)) -> Killable {
     let mut command = towpath(&["serve", "--listen", "127.0.0.1:0", "--data"]);
-    let mut child =
-        command.arg(data).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("towpath starts");
+    command.arg(data).stdout(Stdio::piped()).stderr(Stdio::null());
+    adjust(&mut command);
+    let mut child = command.spawn().expect("towpath starts");
     let mut line = String::new();
     let mut said = BufReader::new(child.stdout.take().expect("piped"));
     said.read_line(&mut line).expect("it says where it listens");
@@ -37,7 +50,7 @@ fn start(data: &Path) -> Killable {
     Killable { child, url }
 }
 
-fn agent() -> ureq::Agent {
+pub(crate) fn agent() -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(Duration::from_secs(10)))
@@ -45,12 +58,34 @@ fn agent() -> ureq::Agent {
         .into()
 }
 
+/// GET; the status and the body.
+pub(crate) fn look(url: &str, path: &str) -> (u16, String) {
+    let mut answer = agent().get(format!("{url}{path}")).call().expect("the daemon answers");
+    (answer.status().as_u16(), answer.body_mut().read_to_string().expect("text"))
+}
+
 fn get(url: &str, path: &str) -> String {
-    agent()
-        .get(format!("{url}{path}"))
-        .call()
-        .and_then(|mut answer| answer.body_mut().read_to_string())
-        .expect("the daemon answers")
+    look(url, path).1
+}
+
+/// How often each id is in the store, once nothing waits in the spool.
+pub(crate) fn stored(url: &str, patience: Duration) -> BTreeMap<String, u32> {
+    let patience = Instant::now() + patience;
+    loop {
+        let spool: Value = serde_json::from_str(&get(url, "/v1/spool")).expect("JSON");
+        assert_eq!(spool["lost"], json!(0), "{spool}");
+        if (&spool["records"], &spool["dead_letters"]) == (&json!(0), &json!(0)) {
+            break;
+        }
+        assert!(Instant::now() < patience, "the spool is never sent: {spool}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut found: BTreeMap<String, u32> = BTreeMap::new();
+    for line in get(url, "/v1/connections/export").lines() {
+        let row: Value = serde_json::from_str(line).expect("JSON");
+        *found.entry(row["id"].as_str().expect("an id").to_owned()).or_default() += 1;
+    }
+    found
 }
 
 #[test]
@@ -93,21 +128,7 @@ fn fault_every_receipt_outlives_a_kill_exactly_once() {
         clients.into_iter().for_each(|client| client.join().expect("no client panics"));
     }
     let daemon = start(data.path());
-    let patience = Instant::now() + Duration::from_secs(60);
-    loop {
-        let spool: Value = serde_json::from_str(&get(&daemon.url, "/v1/spool")).expect("JSON");
-        assert_eq!((&spool["lost"], &spool["dead_letters"]), (&json!(0), &json!(0)), "{spool}");
-        if spool["records"] == 0 {
-            break;
-        }
-        assert!(Instant::now() < patience, "the spool is never sent: {spool}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let mut found: BTreeMap<String, u32> = BTreeMap::new();
-    for line in get(&daemon.url, "/v1/connections/export").lines() {
-        let row: Value = serde_json::from_str(line).expect("JSON");
-        *found.entry(row["id"].as_str().expect("an id").to_owned()).or_default() += 1;
-    }
+    let found = stored(&daemon.url, Duration::from_secs(60));
     let receipts = receipts.lock().expect("no client panics");
     assert!(receipts.len() as u64 > cycles, "only {} receipts in {cycles} cycles", receipts.len());
     let wrong: Vec<&String> = receipts.iter().filter(|id| found.get(*id) != Some(&1)).collect();

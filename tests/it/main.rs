@@ -32,6 +32,9 @@ mod engine;
 mod examples;
 mod fault_pipes;
 mod fault_receipts;
+mod fault_spool;
+#[cfg(feature = "postgres")]
+mod fault_store;
 #[path = "../../examples/flaky.rs"]
 #[allow(dead_code, unreachable_pub, reason = "an example with a main of its own")]
 mod flaky;
@@ -43,6 +46,7 @@ mod front_scarce;
 mod front_streams;
 mod fuzz;
 mod http_heads;
+mod own_links;
 mod pipe_paths;
 mod pipe_wire;
 mod pipes;

@@ -1,10 +1,11 @@
 //! One suite for every store: what holds on SQLite on disk holds in memory and on PostgreSQL.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use towpath::state::batch::Merge;
 use towpath::state::connection::{self, Kind as ConnectionKind, Record};
 use towpath::state::metadata::{Entry, Key};
 use towpath::state::stream::{Fold, LeaseHash, OnLost, Status};
@@ -147,6 +148,7 @@ on_every_store! {
     calls_of_a_group_stand_or_fall_alone
     another_epoch_has_other_tags
     older_metadata_never_replaces_newer
+    any_order_of_metadata_leaves_the_newest
     metadata_says_which_agents_changed
     metadata_that_travelled_fast_is_not_older_than_what_travelled_slowly
     update_only_makes_no_keys
@@ -1071,7 +1073,7 @@ fn upsert(place: &Place, records: &[Record]) {
                 slot.insert(row);
             }
             std::collections::btree_map::Entry::Occupied(mut there) => {
-                towpath::state::batch::Merge::merge(there.get_mut(), row);
+                there.get_mut().merge(row);
             }
         }
     }
@@ -1131,6 +1133,58 @@ impl Draw {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % n
+    }
+}
+
+fn any_order_of_metadata_leaves_the_newest(place: &Place) {
+    const HOUR: i64 = 3_600_000_000;
+    let now = Wall(100 * HOUR);
+    let mut store = place.stores.metadata().expect("opens");
+    for seed in 1..=25_u64 {
+        let mut draw = Draw(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        // Hours apart, so that what a call takes makes nobody older than another. Agents differ from seed to
+        // seed, so that one database serves them all.
+        let mut reports: Vec<(Key, Entry)> = (1..=30)
+            .map(|hour| {
+                let agent = u128::from(draw.below(3)) + u128::from(seed) * 1_000;
+                value(agent, ["cpu", "disk"][draw.below(2) as usize], &hour.to_string(), hour * HOUR)
+            })
+            .collect();
+        // The naive model: they came in the order of their hours, and the last of each key holds.
+        let expected: BTreeMap<Key, String> =
+            reports.iter().map(|(key, entry)| (key.clone(), entry.value.clone())).collect();
+        for i in (1..reports.len()).rev() {
+            reports.swap(i, draw.below(i as u64 + 1) as usize);
+        }
+        let mut rest = &reports[..];
+        while !rest.is_empty() {
+            let (some, left) = rest.split_at((draw.below(8) as usize + 1).min(rest.len()));
+            // As a door merges them: one of a key, sorted.
+            let mut batch: BTreeMap<Key, Entry> = BTreeMap::new();
+            for (key, entry) in some {
+                batch
+                    .entry(key.clone())
+                    .and_modify(|held| held.merge(entry.clone()))
+                    .or_insert(entry.clone());
+            }
+            let batch: Vec<(Key, Entry)> = batch.into_iter().collect();
+            store.upsert(&batch, now, Sight::Register).expect("stored");
+            if draw.below(3) == 0 {
+                let again = store.upsert(&batch, now, Sight::Register).expect("stored");
+                let known: BTreeSet<Uuid> = batch.iter().map(|(key, _)| key.agent).collect();
+                assert!(again.changed.iter().all(|agent| known.contains(agent)));
+            }
+            rest = left;
+        }
+        let agents: Vec<Uuid> =
+            expected.keys().map(|key| key.agent).collect::<BTreeSet<_>>().into_iter().collect();
+        let found: BTreeMap<Key, String> = store
+            .read(&agents)
+            .expect("read")
+            .into_iter()
+            .map(|row| (Key { agent: row.agent, key: row.key.as_str().into() }, row.value))
+            .collect();
+        assert_eq!(found, expected, "seed {seed}");
     }
 }
 

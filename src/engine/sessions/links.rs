@@ -13,18 +13,22 @@ use super::client::{Client, Gate};
 use super::figures::count;
 use super::mail::Message;
 use super::{Alarm, Entry, Sessions};
+use crate::engine::visits::{Caller, Visit};
 use crate::rt::Lock;
+use crate::state::connection;
 use crate::state::envelope::Outgoing;
 use crate::state::handshake::{Decision, Refusal, RefusalCode, Request, Response, decide};
 use crate::state::procedure::Served;
 use crate::state::session::Cause;
 use crate::state::session::server::{Input, Session};
 use crate::state::time::Moment;
+use crate::state::value::Value;
 use crate::wire::bearer::{Bearer, Heard};
 
 /// A link as the room knows it.
 pub(super) struct Link {
     pub(super) bearer: Box<dyn Bearer>,
+    pub(super) caller: Caller,
     pub(super) stage: Stage,
 }
 
@@ -38,7 +42,7 @@ pub(super) enum Stage {
 }
 
 impl<P: Procedures> Sessions<P> {
-    pub(super) fn opened(&mut self, now: Moment, link: u64, bearer: Box<dyn Bearer>) {
+    pub(super) fn opened(&mut self, now: Moment, link: u64, bearer: Box<dyn Bearer>, caller: Caller) {
         if self.waiting >= self.settings.waiting_max {
             bearer.close(Cause::GoingAway.code(), "too many links have not said who they are");
             return;
@@ -46,7 +50,7 @@ impl<P: Procedures> Sessions<P> {
         let until = now + self.settings.timing.handshake;
         self.waiting += 1;
         self.alarms.push(Reverse((until, Alarm::Link(link))));
-        self.links.insert(link, Link { bearer, stage: Stage::Waiting { until } });
+        self.links.insert(link, Link { bearer, caller, stage: Stage::Waiting { until } });
     }
 
     pub(super) fn heard(&mut self, now: Moment, link: u64, heard: Heard) {
@@ -172,7 +176,7 @@ impl<P: Procedures> Sessions<P> {
                     return self.refuse(link, &from, refusal);
                 }
                 count(&self.figures.handshakes, "result", "begun");
-                let key = self.begin(&from, &request, &admitted);
+                let key = self.begin(link, &from, &request, &admitted);
                 self.attach(now, key, link, &request, admitted);
             }
         }
@@ -197,7 +201,7 @@ impl<P: Procedures> Sessions<P> {
         self.close_link(link, Cause::HandshakeRefused);
     }
 
-    fn begin(&mut self, from: &str, request: &Request, admitted: &Admitted) -> u64 {
+    fn begin(&mut self, link: u64, from: &str, request: &Request, admitted: &Admitted) -> u64 {
         self.next_session += 1;
         let key = self.next_session;
         let mut sink = Vec::new();
@@ -220,12 +224,22 @@ impl<P: Procedures> Sessions<P> {
             paused: false,
             armed: None,
             unacked_bytes: 0,
+            visit: self.visit(link, from, request, admitted),
         };
         self.sessions.insert(key, entry);
         self.by_client.insert(from.to_owned(), key);
         self.figures.began.inc();
         self.figures.sessions.inc();
         key
+    }
+
+    fn visit(&self, link: u64, from: &str, request: &Request, admitted: &Admitted) -> Visit {
+        let mut caller = self.links.get(&link).map(|known| known.caller.clone()).unwrap_or_default();
+        if let Some(Value::Text(name)) = admitted.metadata.get("name") {
+            caller.principal = Some(name.as_str().into());
+        }
+        let labels = [("client", from), ("session", request.session.as_str())];
+        self.settings.visits.begin(connection::Kind::Session, &caller, &labels)
     }
 
     fn attach(&mut self, now: Moment, key: u64, link: u64, request: &Request, admitted: Admitted) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::admission::Admitted;
+use crate::engine::visits::Caller;
 use crate::engine::worker::{Inbox, Refused};
 use crate::rt::Lock;
 use crate::state::handshake::{Refusal, Request};
@@ -22,6 +23,8 @@ pub enum Message {
         link: u64,
         /// The way out.
         bearer: BearerBox,
+        /// Who came, as far as its door knows.
+        caller: Caller,
     },
     /// Something was heard on it.
     Heard {
@@ -155,7 +158,11 @@ impl Doorbell {
 
     /// Brings in a link. False when the room is too full or has ended; the link is then dropped.
     pub fn ring(&self, link: u64, bearer: Box<dyn Bearer>) -> bool {
-        match self.inbox.try_data(Message::Opened { link, bearer: BearerBox(bearer) }) {
+        self.ring_from(link, bearer, Caller::default())
+    }
+
+    fn ring_from(&self, link: u64, bearer: Box<dyn Bearer>, caller: Caller) -> bool {
+        match self.inbox.try_data(Message::Opened { link, bearer: BearerBox(bearer), caller }) {
             Ok(()) => true,
             Err(refused) => {
                 if let Message::Opened { bearer, .. } = refused.into_inner() {
@@ -167,7 +174,7 @@ impl Doorbell {
     }
 
     /// Brings in a WebSocket of the I/O threads.
-    pub fn ring_handle(&self, link: u64, handle: LinkHandle) -> bool {
-        self.ring(link, Box::new(handle))
+    pub fn ring_handle(&self, link: u64, handle: LinkHandle, caller: Caller) -> bool {
+        self.ring_from(link, Box::new(handle), caller)
     }
 }

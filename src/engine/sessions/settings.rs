@@ -1,6 +1,7 @@
 //! What a server of sessions is told once.
 
 use crate::codec::{Bounds, Codec};
+use crate::engine::visits::Visits;
 use crate::state::handshake::SecondClient;
 use crate::state::seq::SendBounds;
 use crate::state::session::Timing;
@@ -30,6 +31,8 @@ pub struct Settings {
     pub sessions_max: usize,
     /// Links that have not said who they are. 10,000.
     pub waiting_max: usize,
+    /// Where sessions are recorded. Nowhere.
+    pub visits: Visits,
 }
 
 impl Default for Settings {
@@ -46,6 +49,7 @@ impl Default for Settings {
             streams_max: 4_096,
             sessions_max: 100_000,
             waiting_max: 10_000,
+            visits: Visits::default(),
         }
     }
 }

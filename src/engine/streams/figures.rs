@@ -82,14 +82,7 @@ impl RelayFigures {
     }
 
     pub(super) fn closed(&self, why: Option<Why>) {
-        let why = match why {
-            Some(Why::Superseded) => "superseded",
-            Some(Why::Unwanted) => "unwanted",
-            Some(Why::Complete) => "complete",
-            Some(Why::Silent) => "silent",
-            Some(Why::Stale) => "stale",
-            None => "lost",
-        };
+        let why = why.map_or("lost", word);
         self.closes.get_or_create_owned(&vec![("reason", why)]).inc();
     }
 
@@ -99,5 +92,16 @@ impl RelayFigures {
 
     pub(super) fn checked(&self, result: &'static str) {
         self.checks.get_or_create_owned(&vec![("result", result)]).inc();
+    }
+}
+
+/// Why a link of a relay was closed, in a word.
+pub(super) const fn word(why: Why) -> &'static str {
+    match why {
+        Why::Superseded => "superseded",
+        Why::Unwanted => "unwanted",
+        Why::Complete => "complete",
+        Why::Silent => "silent",
+        Why::Stale => "stale",
     }
 }

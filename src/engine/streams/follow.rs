@@ -10,6 +10,7 @@ use crate::codec::token::Token;
 use crate::rt::{Receiver, RecvTimeoutError};
 use crate::state::stream::Cursor;
 
+use super::super::visits::Caller;
 use super::event::{Ended, Event, What};
 use super::follower::{Channel, FollowerId, News, Since, Tap};
 use super::room::{Message, Newcomer};
@@ -96,7 +97,9 @@ impl Streams {
         let news = Arc::new(News::default());
         let tap = Tap::Channel(Channel::new(tx, self.limits().queue_bytes_max, news.clone()));
         let FollowOptions { since, parts } = options;
-        self.to_room(stream, Message::Follow(Newcomer { id, stream, since, parts, tap, previous: None }))?;
+        let visit = self.visit(&Caller::default(), name, "process");
+        let newcomer = Newcomer { id, stream, since, parts, tap, previous: None, visit };
+        self.to_room(stream, Message::Follow(newcomer))?;
         Ok(Follow { streams: self.clone(), stream, id, events: Some(rx), news, last: None, over: false })
     }
 }

@@ -15,6 +15,7 @@ use crate::store::streams::StreamRow;
 use crate::wire::websocket::close;
 use crate::wire::{Frame, LinkHandle};
 
+use super::super::visits::Visit;
 use super::durable;
 use super::event::{Ended, Event, Reset, What, is_text};
 use super::view::Greeted;
@@ -276,6 +277,8 @@ pub(super) struct Follower {
     pub(super) previous: Option<&'static str>,
     /// How it is reached.
     pub(super) tap: Tap,
+    /// Its place in the connection log.
+    pub(super) visit: Visit,
 }
 
 impl Follower {

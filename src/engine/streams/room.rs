@@ -9,6 +9,7 @@
 //! Notices are hints. They raise `hinted`, which causes a read, and what the read says is told. A hint that
 //! got lost is made up for by the poll.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,6 +19,7 @@ use uuid::Uuid;
 
 use crate::bus::StreamNotice;
 use crate::engine::reader::Pool;
+use crate::engine::visits::{Visit, Visits};
 use crate::engine::worker::{Inbox, Refused, Room};
 use crate::metrics::Counter;
 use crate::rt::{self, Cancel, Moment, Rt, Wall};
@@ -64,8 +66,8 @@ pub(super) enum Message {
     Drained(FollowerId),
     /// A page of history has left for a follower whose link belongs to somebody else.
     Passed(FollowerId),
-    /// The link of a follower is gone that belongs to somebody else.
-    LinkGone(FollowerId),
+    /// The link of a follower is gone that belongs to somebody else, for this reason.
+    LinkGone(FollowerId, Cow<'static, str>),
     /// A claim of this replica was written.
     Begin(Begin),
     /// Something asked of a turn, and whether it has to stay here if the turn does not run here.
@@ -113,6 +115,7 @@ pub(super) struct Newcomer {
     pub parts: bool,
     pub tap: Tap,
     pub previous: Option<&'static str>,
+    pub visit: Visit,
 }
 
 /// What goes on in a stream on one replica.
@@ -349,6 +352,8 @@ pub(super) struct Surroundings {
     pub relay: Option<RelayWays>,
     /// Who carries what is asked of turns that run there.
     pub courier: Option<Inbox<Word>>,
+    /// Where followers and relays are recorded.
+    pub visits: Visits,
 }
 
 /// One shard.
@@ -397,7 +402,7 @@ impl StreamsRoom {
             Message::Unfollow(id) => self.unfollow(id),
             Message::Drained(id) => self.drained(now, id),
             Message::Passed(id) => self.passed(id),
-            Message::LinkGone(id) => self.link_gone(id),
+            Message::LinkGone(id, why) => self.link_gone(id, &why),
             Message::Poll(poll) => self.wait_for_news(poll),
             Message::Begin(begin) => self.begin(now, begin),
             Message::Errand(errand, stays) => self.errand(now, errand, stays),
@@ -433,7 +438,7 @@ impl StreamsRoom {
     }
 
     fn follow(&mut self, newcomer: Newcomer) {
-        let Newcomer { id, stream, since, parts, tap, previous } = newcomer;
+        let Newcomer { id, stream, since, parts, tap, previous, visit } = newcomer;
         let entry = self.streams.entry(stream).or_default();
         // Registered before anything is read for it: whatever happens from here on reaches it.
         entry.followers.push(id);
@@ -455,6 +460,7 @@ impl StreamsRoom {
             missed: 0,
             previous,
             tap,
+            visit,
         };
         self.followers.insert(id, follower);
         let is_full = entry.followers.len() > self.around.limits.followers_max;
@@ -466,7 +472,9 @@ impl StreamsRoom {
     }
 
     fn unfollow(&mut self, id: FollowerId) {
-        let Some(follower) = self.followers.remove(&id) else { return };
+        let Some(mut follower) = self.followers.remove(&id) else { return };
+        // Whoever knows better has said it before.
+        follower.visit.end("unfollowed");
         let Some(entry) = self.streams.get_mut(&follower.stream) else { return };
         entry.followers.retain(|other| *other != id);
         if follower.joined {
@@ -521,7 +529,7 @@ impl StreamsRoom {
                 Happened::Passed(id) => self.passed(id),
                 Happened::Closed(closing) => {
                     self.say_if_slow(event.tag, closing.code);
-                    self.link_gone(event.tag);
+                    self.link_gone(event.tag, &closing.reason);
                 }
                 Happened::Reset(_) => self.lost(event.tag),
                 Happened::Expired => self.cut(event.tag, Ended::Auth),
@@ -547,8 +555,11 @@ impl StreamsRoom {
         log::info!("follower ended stream={name} reason={}", Ended::Slow.name());
     }
 
-    fn link_gone(&mut self, id: FollowerId) {
+    fn link_gone(&mut self, id: FollowerId, why: &str) {
         self.leave_group(id);
+        if let Some(follower) = self.followers.get_mut(&id) {
+            follower.visit.end(why);
+        }
         self.unfollow(id);
     }
 
@@ -580,6 +591,7 @@ impl StreamsRoom {
         log::info!("follower ended stream={name} reason={}", why.name());
         let voice = entry.view.as_ref().map(|view| view.voice(hint));
         follower.end(why, event.as_ref().zip(voice.as_ref()));
+        follower.visit.end(why.name());
         self.unfollow(id);
     }
 

@@ -4,6 +4,7 @@
 //! `{"re":1,"error":{"code":…,"detail":…}}`. Events arrive in their envelope. What is asked is read on the
 //! socket's I/O thread and handed to whoever does it; the answer comes from there.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -13,17 +14,24 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{Said, read_lease, since};
-use crate::engine::streams::{FollowerId, Format, Since, StreamError, Streams, Written, address};
+use crate::engine::streams::{
+    FollowOptions, FollowerId, Format, Since, StreamError, Streams, Written, address,
+};
+use crate::engine::visits::Caller;
 use crate::front::{Guard, Op, Principal, Reply, Request, Response, Secret};
 use crate::rt::Lock;
 use crate::store::streams::Fence;
 use crate::wire::websocket::close;
 use crate::wire::{Frame, Happened, LinkBatch, LinkHandle, Outlet, Owner};
 
+/// Why its follows ended that began while the socket ended.
+const GONE: &str = "the socket is gone";
+
 /// One socket.
 struct Socket {
     streams: Streams,
     guard: Arc<dyn Guard>,
+    caller: Caller,
     message_max: u32,
     follows_max: usize,
     state: Lock<State>,
@@ -64,9 +72,10 @@ pub(super) fn open(
 ) {
     let message_max = u32::try_from(streams.limits().message_bytes_max + super::AROUND).unwrap_or(u32::MAX);
     let who = Some(Arc::new(request.who().clone()));
+    let caller = request.caller();
     let state = Lock::new(State { who, ..State::default() });
     let (streams, guard) = (streams.clone(), guard.clone());
-    let socket = Arc::new(Socket { streams, guard, message_max, follows_max, state });
+    let socket = Arc::new(Socket { streams, guard, caller, message_max, follows_max, state });
     let hears = socket.clone();
     let outlet = Outlet::new(move |batch| {
         hears.hear(batch);
@@ -131,7 +140,7 @@ impl Socket {
                 // Which of the follows lost something is not said: the client comes back with its tokens.
                 Happened::Reset(_) => self.with_link(|link| link.close(4008, "slow")),
                 Happened::Expired => self.with_link(|link| link.close(close::EXPIRED, "auth")),
-                Happened::Closed(_) => self.close(),
+                Happened::Closed(why) => self.close(why.reason),
                 Happened::Binary(_) => self.answer(&json!(null), Err(("bad_request", "send text".into()))),
                 Happened::Opened(..) | Happened::Refused(_) | Happened::Bytes(_) | Happened::Ended => {}
             }
@@ -153,7 +162,7 @@ impl Socket {
         })
     }
 
-    fn close(&self) {
+    fn close(&self, why: Cow<'static, str>) {
         let follows = {
             let mut state = self.state.lock();
             state.closed = true;
@@ -161,7 +170,7 @@ impl Socket {
         };
         for followed in follows.into_values() {
             if let Followed::Open(stream, id) = followed {
-                self.streams.link_gone(stream, id);
+                self.streams.link_gone(stream, id, why.clone());
             }
         }
     }
@@ -324,9 +333,11 @@ impl Socket {
         let Some(link) = link else { return Ok(()) };
         // The answer stands before the first event.
         self.answer(re, Ok(json!({})));
-        self.streams.follow_link(id, stream, since, parts, link, Format::Ws)?;
+        let visit = self.streams.visit(&self.caller, s, "websocket");
+        let options = FollowOptions { since, parts };
+        self.streams.follow_link(id, stream, options, link, Format::Ws, visit)?;
         if self.state.lock().closed {
-            self.streams.link_gone(stream, id);
+            self.streams.link_gone(stream, id, GONE.into());
         }
         Ok(())
     }
@@ -394,6 +405,6 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.close();
+        self.close(GONE.into());
     }
 }

@@ -272,9 +272,12 @@ impl MetadataStore for Conn<dyn MetadataStore> {
     }
 }
 
+/// A spool that outlives the engine that writes it.
+pub(super) type Disk = Arc<Mutex<File>>;
+
 /// A spool that fails when it is told to.
 pub(super) struct FaultySpool {
-    pub(super) inner: File,
+    pub(super) inner: Disk,
     pub(super) faults: Arc<SpoolFaults>,
 }
 
@@ -290,16 +293,16 @@ impl Spool for FaultySpool {
         if self.faults.full.load(Relaxed) {
             return Err(SpoolError::NoSpace { text: "the disk is full".into() });
         }
-        self.inner.append(items, at)
+        self.inner.lock().unwrap().append(items, at)
     }
     fn page(&mut self, after: u64, rows: usize, bytes: usize) -> Result<Vec<Kept>, SpoolError> {
-        self.inner.page(after, rows, bytes)
+        self.inner.lock().unwrap().page(after, rows, bytes)
     }
     fn forget(&mut self, number: u64) -> Result<usize, SpoolError> {
-        self.inner.forget(number)
+        self.inner.lock().unwrap().forget(number)
     }
     fn status(&mut self) -> Result<SpoolStatus, SpoolError> {
-        self.inner.status()
+        self.inner.lock().unwrap().status()
     }
 }
 
@@ -364,6 +367,8 @@ pub(super) struct Plan<'a> {
     pub(super) rt: Rt,
     pub(super) faulty: Arc<Faulty>,
     pub(super) spool: Option<&'a Path>,
+    /// A spool that another engine had before.
+    pub(super) disk: Option<Disk>,
     pub(super) spool_limits: Limits,
     pub(super) connections: ConnectionSettings,
     pub(super) metadata: MetadataSettings,
@@ -378,6 +383,7 @@ impl Plan<'_> {
             rt: rt.clone(),
             faulty: Faulty::memory(rt),
             spool: None,
+            disk: None,
             spool_limits: LIMITS,
             connections: ConnectionSettings::default(),
             metadata: MetadataSettings::default(),
@@ -403,9 +409,12 @@ impl Plan<'_> {
             },
         )
         .unwrap();
-        let inner = match self.spool {
-            None => File::memory(self.spool_limits).unwrap(),
-            Some(dir) => File::open(dir, self.spool_limits, rt.wall()).unwrap().0,
+        let inner = match (self.disk, self.spool) {
+            (Some(disk), _) => disk,
+            (None, None) => Arc::new(Mutex::new(File::memory(self.spool_limits).unwrap())),
+            (None, Some(dir)) => {
+                Arc::new(Mutex::new(File::open(dir, self.spool_limits, rt.wall()).unwrap().0))
+            }
         };
         let spool_faults = Arc::new(SpoolFaults::default());
         let (connections, connection_rooms) = Connections::start(

@@ -17,8 +17,9 @@ use uuid::Uuid;
 use super::{Entry, Message, StreamsRoom};
 use crate::engine::replicas::Replicas;
 use crate::engine::streams::event::{Event, What};
-use crate::engine::streams::figures::RelayFigures;
+use crate::engine::streams::figures::{RelayFigures, word};
 use crate::engine::streams::follower::FollowerId;
+use crate::engine::visits::{Caller, Visit};
 use crate::engine::worker::Refused;
 use crate::rt::{self, Cancel, Moment, Op, Rand};
 use crate::state::relay::{Action, Input, Link, Relay, SILENCE_MAX, Source, Want};
@@ -35,6 +36,9 @@ pub const RELAY_MESSAGE_MAX: u32 = 4 << 20;
 pub const RELAY_PATH: &str = "/relay/v1/streams/";
 /// The header that carries the ticket.
 pub const RELAY_TICKET: &str = "towpath-ticket";
+
+/// Why a link of a relay is closed that is not needed any more.
+const OVER: &str = "over";
 
 /// What relays need of the engine around them.
 #[derive(Clone)]
@@ -82,6 +86,8 @@ pub(super) struct Mirror {
     /// The newest dial, while it is out or open: its tag, what gives it up, and the link it brought.
     dial: Option<(u64, Cancel)>,
     link: Option<LinkHandle>,
+    /// The link's place in the connection log.
+    visit: Visit,
     checking: bool,
     /// When what is left of a run that ended is not worth waiting for any more.
     until: Moment,
@@ -95,6 +101,7 @@ pub(super) struct Served {
     sent: u32,
     told_end: bool,
     heard: Moment,
+    visit: Visit,
 }
 
 #[derive(Deserialize)]
@@ -192,8 +199,11 @@ impl StreamsRoom {
             Happened::Opened(link, _) => {
                 self.relays.figures.dialed(source, "success");
                 self.relays.figures.links.inc();
+                let visits = self.around.visits.clone();
                 if let Some(mirror) = self.mirror(stream) {
                     mirror.link = Some(link);
+                    let labels = [("stream_id", &*stream.to_string()), ("via", "relay_out")];
+                    mirror.visit = visits.follower(&Caller::default(), &labels);
                 }
                 Input::Dialed { dial, ok: true }
             }
@@ -203,9 +213,14 @@ impl StreamsRoom {
                 self.relays.dials.remove(&tag);
                 Input::Dialed { dial, ok: false }
             }
-            Happened::Closed(_) => {
+            Happened::Closed(why) => {
                 self.relays.figures.closed(None);
                 self.relays.dials.remove(&tag);
+                if let Some(mirror) = self.mirror(stream)
+                    && mirror.dial.as_ref().is_some_and(|(newest, _)| *newest == tag)
+                {
+                    mirror.visit.end(&why.reason);
+                }
                 Input::Closed { dial }
             }
             Happened::Text(text) => match serde_json::from_str::<FromWorker>(&text) {
@@ -246,10 +261,11 @@ impl StreamsRoom {
         let Some(mirror) = self.mirror(stream) else { return };
         let Some((_, cancel)) = mirror.dial.take_if(|(newest, _)| *newest == tag) else { return };
         let link = mirror.link.take();
+        mirror.visit.end(OVER);
         cancel.cancel();
         if let Some(link) = link {
             self.relays.figures.links.dec();
-            link.close(crate::wire::websocket::close::AWAY, "over");
+            link.close(crate::wire::websocket::close::AWAY, OVER);
         }
     }
 
@@ -302,6 +318,7 @@ impl StreamsRoom {
                 relay: Relay::new(),
                 dial: None,
                 link: None,
+                visit: Visit::default(),
                 checking: false,
                 until: Moment::NEVER,
             })
@@ -390,7 +407,8 @@ impl StreamsRoom {
                 let is_it = |of: &Dialed| of.stream == stream && of.dial == dial && !of.given_up;
                 let tag = self.relays.dials.iter().find(|(_, of)| is_it(of)).map(|(tag, _)| *tag);
                 if let Some(tag) = tag {
-                    if self.mirror(stream).is_some_and(|mirror| mirror.link.is_some()) {
+                    if let Some(mirror) = self.mirror(stream).filter(|mirror| mirror.link.is_some()) {
+                        mirror.visit.end(word(why));
                         self.relays.figures.closed(Some(why));
                     }
                     self.hang_up(stream, tag);
@@ -490,8 +508,10 @@ impl StreamsRoom {
 
     /// Another replica has opened a link for a stream.
     pub(super) fn serve(&mut self, now: Moment, stream: Uuid, tag: u64, link: LinkHandle) {
+        let labels = [("stream_id", &*stream.to_string()), ("via", "relay_in")];
+        let visit = self.around.visits.follower(&Caller::default(), &labels);
         let entry = self.streams.entry(stream).or_default();
-        entry.served.push(Served { tag, link, turn: 0, sent: 0, told_end: false, heard: now });
+        entry.served.push(Served { tag, link, turn: 0, sent: 0, told_end: false, heard: now, visit });
         self.relays.serves.insert(tag, stream);
         self.relays.figures.serves.inc();
         self.look_again(stream);
@@ -512,10 +532,14 @@ impl StreamsRoom {
                 Ok(FromFollower::Beat(sent)) => served.link.send(beat(sent)),
                 Err(error) => {
                     log::warn!("relay peer speaks oddly stream={stream} error={error}");
+                    served.visit.end("it spoke oddly");
                     self.unserve(stream, tag);
                 }
             },
-            Happened::Closed(_) => self.unserve(stream, tag),
+            Happened::Closed(why) => {
+                served.visit.end(&why.reason);
+                self.unserve(stream, tag);
+            }
             _ => {}
         }
     }
@@ -525,9 +549,10 @@ impl StreamsRoom {
             self.relays.figures.serves.dec();
         }
         if let Some(entry) = self.streams.get_mut(&stream) {
-            entry.served.retain(|served| {
+            entry.served.retain_mut(|served| {
                 if served.tag == tag {
-                    served.link.close(crate::wire::websocket::close::AWAY, "over");
+                    served.visit.end(OVER);
+                    served.link.close(crate::wire::websocket::close::AWAY, OVER);
                 }
                 served.tag != tag
             });
@@ -592,9 +617,10 @@ impl StreamsRoom {
         }
         let mut silent = Vec::new();
         for (tag, stream) in &self.relays.serves {
-            let Some(entry) = self.streams.get(stream) else { continue };
-            for served in entry.served.iter().filter(|served| served.tag == *tag) {
+            let Some(entry) = self.streams.get_mut(stream) else { continue };
+            for served in entry.served.iter_mut().filter(|served| served.tag == *tag) {
                 if served.heard + SILENCE_MAX <= now {
+                    served.visit.end("nothing was heard of it");
                     silent.push((*stream, *tag));
                 } else {
                     served.link.send(beat(None));

@@ -1,0 +1,25 @@
+//! The connection log's backends besides the database, as the configuration names them.
+
+use std::path::PathBuf;
+
+use crate::config::{Config, OrOff};
+use crate::engine::backends::{Backend, LinesBackend, LogBackend, WebhookBackend};
+
+/// The backends that are on.
+pub(super) fn named_by(config: &Config) -> Vec<Box<dyn Backend>> {
+    let settings = &config.connections;
+    let mut backends: Vec<Box<dyn Backend>> = Vec::new();
+    if let OrOff::On(path) = &settings.lines {
+        // A bare name lies where everything else of this daemon does.
+        let path: PathBuf = config.store.data.join(path);
+        let keep = u32::try_from(settings.lines_keep).unwrap_or(u32::MAX);
+        backends.push(Box::new(LinesBackend::new(path, settings.lines_max.bytes(), keep)));
+    }
+    if settings.to_log {
+        backends.push(Box::new(LogBackend));
+    }
+    if let OrOff::On(url) = &settings.webhook {
+        backends.push(Box::new(WebhookBackend::new(url.reveal(), settings.webhook_timeout)));
+    }
+    backends
+}
