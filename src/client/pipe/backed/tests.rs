@@ -80,12 +80,9 @@ fn meet(ours: &Backed, theirs: &Backed) {
         // Whoever comes first may wait in vain on a machine that is slow enough, and comes again.
         let come = |end: &Backed| {
             while end.state() != State::Connected {
-                match end.connect() {
-                    Err(error) => {
-                        let again = [io::ErrorKind::TimedOut, io::ErrorKind::AlreadyExists];
-                        assert!(again.contains(&error.kind()), "{error}");
-                    }
-                    Ok(()) => {}
+                if let Err(error) = end.connect() {
+                    let again = [io::ErrorKind::TimedOut, io::ErrorKind::AlreadyExists];
+                    assert!(again.contains(&error.kind()), "{error}");
                 }
             }
         };
@@ -177,12 +174,13 @@ fn real_callers_at_the_same_time_share_one_attempt() {
     let (go, gate) = rt.channel::<()>("gate", 8);
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
+    // Kept open, and silent.
+    let (keep, _kept) = rt.channel("kept", 8);
     let ours = Backed::new(&rt, Side::Client, 1 << 20, move |_| {
         counted.fetch_add(1, Ordering::SeqCst);
         gate.recv().map_err(io::Error::other)?;
         let (mine, theirs) = UnixStream::pair()?;
-        // Kept open, and silent.
-        std::mem::forget(theirs);
+        keep.try_send(theirs).map_err(|_| io::Error::other("more attempts than places"))?;
         Ok((Link::try_from(mine)?, 0))
     })
     .expect("a thread");
