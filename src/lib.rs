@@ -72,6 +72,11 @@
 // A library does not talk to the terminal; the command line does it in one place.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+/// The blocks of the README, so that they are compiled and run with the others.
+#[cfg(all(doctest, feature = "testing"))]
+#[doc = include_str!("../README.md")]
+struct ReadMe;
+
 pub mod bus;
 pub mod cli;
 pub mod client;
