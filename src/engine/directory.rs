@@ -46,7 +46,7 @@ impl Directory {
                 format!(" (process {})", holder.trim())
             };
             let text = format!(
-                "another engine{who} uses the data directory {}; stop it, or use another directory (--data)",
+                "another towpath{who} uses the data directory {}; stop it, or use another directory (--data)",
                 path.display()
             );
             return Err(Error::new(Code::Conflict, text));

@@ -135,7 +135,7 @@ fn a_store_that_outgrew_its_machine_moves_whole_and_its_tokens_stay_good() {
     // Not under a daemon's feet.
     let (exit, said) = told(&run(&["move", "--from", &from, "--to", &to]));
     assert_eq!(exit, 1, "{said}");
-    assert!(said.contains("another daemon"), "{said}");
+    assert!(said.contains("another towpath"), "{said}");
     let data = daemon.stop();
     let output = run(&["move", "--from", &from, "--to", &to, "--json"]);
     let (exit, said) = told(&output);
