@@ -2,6 +2,7 @@
 
 mod door;
 mod figures;
+mod page;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,8 +13,9 @@ use uuid::Uuid;
 use self::door::Added;
 pub(super) use self::door::ConnectionDoor;
 use self::figures::{account, describe};
+pub use self::page::{Page, page, with_limit};
 use super::backends::{Backend, Backends, Fan};
-use super::flush::{ConnectionParts, FlushConnections, ToFlush};
+use super::flush::{ConnectionParts, FlushConnections, ToFlush, flush_now};
 use super::ledger::{Account, Ledger};
 use super::lookups::Lookups;
 use super::retries::{self, Retries, Shared, ToRetries};
@@ -27,7 +29,7 @@ use crate::state::batch::Bounds;
 use crate::state::connection::{Record, Row};
 use crate::state::retry;
 use crate::store::Stores;
-use crate::store::connections::{ConnectionQuery, Count, Cursor, DeadLetter};
+use crate::store::connections::{ConnectionQuery, Count, DeadLetter};
 
 /// How the connection log gathers, and how long it lets its callers wait.
 ///
@@ -590,48 +592,6 @@ impl Drop for ConnectionRooms {
     }
 }
 
-/// A page of rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
-    /// The rows, newest first.
-    pub rows: Vec<Row>,
-    /// Where the next page begins, if there is one.
-    pub next: Option<Cursor>,
-}
-
-/// A query with its default limit.
-pub fn with_limit(query: ConnectionQuery) -> ConnectionQuery {
-    let limit = if query.limit == 0 { 100 } else { query.limit.min(1_000) };
-    ConnectionQuery { limit, ..query }
-}
-
-/// One page: one row more is asked for, to know whether there is a next.
-pub fn page(
-    store: &mut dyn crate::store::ConnectionStore,
-    query: &ConnectionQuery,
-) -> std::result::Result<Page, crate::store::StoreError> {
-    let mut rows = store.query(&ConnectionQuery { limit: query.limit + 1, ..query.clone() })?;
-    let more = rows.len() > query.limit;
-    rows.truncate(query.limit);
-    let last = rows.last().filter(|_| more);
-    let next = last.map(|row| Cursor { connect_time: row.connect_time, id: row.id() });
-    Ok(Page { rows, next })
-}
-
 pub(super) fn stopped() -> Error {
     Error::new(Code::Stopped, "the engine has stopped")
-}
-
-pub(super) fn flush_now(rt: &Rt, inbox: &Inbox<ToFlush>, patience: Duration) -> Result<()> {
-    let deadline = rt.now() + patience;
-    let (tx, rx) = rt.channel("flushed", 1);
-    inbox.data(ToFlush::Now(tx), deadline).map_err(|refused| match refused {
-        Refused::Full(_) => Error::new(Code::Full, "too many ask for a flush at once"),
-        Refused::Ended(_) => stopped(),
-    })?;
-    match rx.recv_deadline(deadline) {
-        Ok(()) => Ok(()),
-        Err(RecvTimeoutError::Timeout) => Err(Error::new(Code::TimedOut, "the flush takes longer than that")),
-        Err(RecvTimeoutError::Disconnected) => Err(stopped()),
-    }
 }

@@ -13,15 +13,16 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::backends::Fan;
-use super::connections::ConnectionDoor;
+use super::connections::{ConnectionDoor, stopped};
 use super::ledger::{Flushes, Ledger, moved};
 use super::metadata::MetadataDoor;
 use super::retries::{CREDITS, Shared, ToRetries};
 use super::settle::{Settled, failure, settle};
-use super::worker::{Inbox, Room};
+use super::worker::{Inbox, Refused, Room};
 use crate::bus::{Bus, Notice};
+use crate::error::{Code, Error, Result};
 use crate::metrics::{Counter, Histogram};
-use crate::rt::{Moment, Rand, Rt, Sender};
+use crate::rt::{Moment, Rand, RecvTimeoutError, Rt, Sender};
 use crate::state::backoff::{Backoff, Budget, Next, Policy};
 use crate::state::batch::{Added, Batch, Bounds, Reason};
 use crate::state::connection::{Key, Row};
@@ -307,6 +308,21 @@ fn answer(inbox: &mut Vec<ToFlush>) {
             // Whoever asked may have stopped waiting.
             let _ = tried.try_send(());
         }
+    }
+}
+
+/// Asks a flush room to write now, and waits until that was tried.
+pub(super) fn flush_now(rt: &Rt, inbox: &Inbox<ToFlush>, patience: Duration) -> Result<()> {
+    let deadline = rt.now() + patience;
+    let (tx, rx) = rt.channel("flushed", 1);
+    inbox.data(ToFlush::Now(tx), deadline).map_err(|refused| match refused {
+        Refused::Full(_) => Error::new(Code::Full, "too many ask for a flush at once"),
+        Refused::Ended(_) => stopped(),
+    })?;
+    match rx.recv_deadline(deadline) {
+        Ok(()) => Ok(()),
+        Err(RecvTimeoutError::Timeout) => Err(Error::new(Code::TimedOut, "the flush takes longer than that")),
+        Err(RecvTimeoutError::Disconnected) => Err(stopped()),
     }
 }
 

@@ -1,18 +1,18 @@
 //! Metadata: the handle that agents' reports are given to, and what stands behind it.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-use std::hash::BuildHasher;
+mod door;
+mod figures;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::connections::flush_now;
-use super::door::{Door, Sealed};
-use super::flush::{FlushMetadata, MetadataFigures, MetadataParts, ToFlush};
-use super::ledger::{Flushes, Names};
+pub(super) use self::door::MetadataDoor;
+use self::figures::describe;
+use super::door::Sealed;
+use super::flush::{FlushMetadata, MetadataParts, ToFlush, flush_now};
 use super::lookups::Lookups;
 use super::retries::Shared;
 use super::watches::{self, AgentValues, ToWatches, Watch, Watches};
@@ -20,9 +20,9 @@ use super::worker::{Bounds as InboxBounds, Crew, Inbox, Worker};
 use crate::bus::Bus;
 use crate::error::{Code, Error, Result};
 use crate::metrics::Metrics;
-use crate::rt::{Hasher, Moment, Rt, Wall};
+use crate::rt::{Moment, Rt};
 use crate::state::batch::Bounds;
-use crate::state::metadata::{Entry, Key, Limits};
+use crate::state::metadata::Limits;
 use crate::state::watch::{self, Scope};
 use crate::store::Stores;
 use crate::store::metadata::{AgentRow, KeyRow, Sight};
@@ -461,186 +461,4 @@ impl Drop for MetadataRooms {
         self.watches = None;
         self.flush = None;
     }
-}
-
-fn describe(metrics: &mut Metrics, door: &Arc<MetadataDoor>) -> (Flushes, MetadataFigures) {
-    let mut counter = |name, help, pick: fn(&Shard) -> u64| {
-        let door = door.clone();
-        metrics.counter_from(name, help, move || {
-            let mut sum = 0;
-            door.door.each(|shard| sum += pick(shard));
-            sum
-        });
-    };
-    counter("metadata_accepted", "Metadata values taken in.", |shard| shard.accepted);
-    counter("metadata_coalesced", "Metadata values that replaced one not yet written.", |shard| {
-        shard.coalesced
-    });
-    counter(
-        "metadata_refused",
-        "Metadata values refused because too many distinct keys were in memory.",
-        |shard| shard.refused,
-    );
-    let gauge = door.clone();
-    metrics.gauge_from("metadata_pending", "Metadata values in memory, not yet written.", move || {
-        (gauge.held() + gauge.kept.load(Relaxed)) as i64
-    });
-    let names = Names {
-        batches: ("metadata_flushes", "Batches of metadata values written, by why they were."),
-        entries: ("metadata_flushed", "Metadata values written, by why they were."),
-        seconds: ("metadata_flush_seconds", "How long writing a batch of metadata takes, by why it was."),
-        sizes: ("metadata_batch_size", "Metadata values in one batch."),
-        failures: ("metadata_write_failures", "Writes of metadata that failed; the values stay in memory."),
-        splits: ("metadata_splits", "Times a batch was halved to find the value a store refuses."),
-    };
-    let more = MetadataFigures {
-        keys_per_agent: metrics.sizes("metadata_keys_per_agent", "Keys an agent has in one batch."),
-        rows_changed: metrics.counter("metadata_rows_changed", "Metadata rows that a write changed."),
-        notices: metrics.counter("metadata_notices", "Notices sent after metadata was written."),
-        noticed_agents: metrics.counter("metadata_noticed_agents", "Agents named in those notices."),
-        rejected: metrics.counter("metadata_rejected", "Metadata values the store refuses; each is logged."),
-        unsaved: metrics
-            .counter("metadata_unsaved", "Metadata values that could not be written before a stop."),
-    };
-    (Flushes::describe(metrics, &names), more)
-}
-
-/// The door of the metadata.
-#[derive(Debug)]
-pub(super) struct MetadataDoor {
-    door: Door<Shard>,
-    hasher: Hasher,
-    bound: usize,
-    /// Values that could not be written and are back in the flush room's batch.
-    kept: AtomicUsize,
-    /// What the calendar said when the runtime's clock was at zero. Stamps follow the monotonic clock
-    /// from there, so a calendar that jumps does not reorder values.
-    began: Wall,
-}
-
-#[derive(Debug)]
-struct Shard {
-    agents: HashMap<Uuid, HashMap<Box<str>, Entry, Hasher>, Hasher>,
-    hasher: Hasher,
-    /// The newest stamp given out in this shard. A later report gets a later one, though it comes in
-    /// the same microsecond, or after what it replaces was taken to be written.
-    newest: Wall,
-    floor: Wall,
-    accepted: u64,
-    coalesced: u64,
-    refused: u64,
-}
-
-/// What became of a report at the door.
-pub(super) struct Added {
-    /// How many values were held before.
-    before: usize,
-    /// How many keys are new.
-    new: usize,
-    /// The keys that were refused.
-    refused: Vec<String>,
-}
-
-impl MetadataDoor {
-    fn new(rt: &Rt, bound: usize) -> MetadataDoor {
-        let hasher = rt.hasher();
-        let since = Duration::from_nanos(rt.now().0);
-        let door = Door::new(|| Shard {
-            agents: HashMap::with_hasher(hasher.clone()),
-            hasher: hasher.clone(),
-            newest: Wall(i64::MIN),
-            floor: Wall(i64::MIN),
-            accepted: 0,
-            coalesced: 0,
-            refused: 0,
-        });
-        MetadataDoor { door, hasher, bound, kept: AtomicUsize::new(0), began: rt.wall() - since }
-    }
-
-    /// What the stamp of a value collected at `now` is.
-    pub(super) fn stamp(&self, now: Moment) -> Wall {
-        Wall(self.began.0 + (now.0 / 1_000) as i64)
-    }
-
-    fn add(
-        &self,
-        agent: Uuid,
-        now: Moment,
-        report: &[(&str, &str, &str)],
-        limits: &Limits,
-    ) -> std::result::Result<Added, Sealed<()>> {
-        let now = self.stamp(now);
-        let room = self.bound.saturating_sub(self.held() + self.kept.load(Relaxed));
-        self.door.enter(self.hasher.hash_one(agent), (), |shard, ()| {
-            let Shard { agents, hasher, newest, floor, .. } = shard;
-            let keys = agents.entry(agent).or_insert_with(|| HashMap::with_hasher(hasher.clone()));
-            let (mut new, mut refused) = (0, Vec::new());
-            let at = now.max(Wall(floor.0.saturating_add(1)));
-            for (key, value, error) in report {
-                let (value, error) = limits.cut(value, error);
-                if let Some(held) = keys.get_mut(*key) {
-                    held.collected_at = at.max(Wall(held.collected_at.0 + 1));
-                    *newest = (*newest).max(held.collected_at);
-                    overwrite(&mut held.value, value);
-                    overwrite(&mut held.error, &error);
-                } else if new < room {
-                    new += 1;
-                    let entry = Entry { value: value.into(), error: owned(error), collected_at: at };
-                    *newest = (*newest).max(at);
-                    keys.insert((*key).into(), entry);
-                } else {
-                    refused.push((*key).to_owned());
-                }
-            }
-            if keys.is_empty() {
-                agents.remove(&agent);
-            }
-            shard.accepted += (report.len() - refused.len()) as u64;
-            shard.coalesced += (report.len() - refused.len() - new) as u64;
-            shard.refused += refused.len() as u64;
-            let before = if new > 0 { self.door.grew(new) } else { 0 };
-            Added { before, new, refused }
-        })
-    }
-
-    /// Takes everything out.
-    pub(super) fn drain(&self, mut each: impl FnMut(Key, Entry)) {
-        let mut taken = Vec::new();
-        self.door.each(|shard| {
-            shard.floor = shard.newest;
-            taken.push(std::mem::replace(&mut shard.agents, HashMap::with_hasher(shard.hasher.clone())));
-        });
-        let mut count = 0;
-        for (agent, keys) in taken.into_iter().flatten() {
-            for (key, entry) in keys {
-                count += 1;
-                each(Key { agent, key }, entry);
-            }
-        }
-        self.door.shrank(count);
-    }
-
-    /// How many values the flush room holds besides.
-    pub(super) fn keep(&self, count: usize) {
-        self.kept.store(count, Relaxed);
-    }
-
-    pub(super) fn held(&self) -> usize {
-        self.door.held()
-    }
-
-    pub(super) fn seal(&self) {
-        self.door.seal();
-    }
-}
-
-/// Writes `text` into what is there already, which is nearly always large enough.
-fn overwrite(held: &mut String, text: &str) {
-    held.clear();
-    held.push_str(text);
-}
-
-fn owned(text: Cow<'_, str>) -> String {
-    // Most errors are empty, and an empty string owns nothing.
-    text.into_owned()
 }

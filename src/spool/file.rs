@@ -7,28 +7,23 @@
 //! A commit that failed to sync is never tried again on the same file: the system may have dropped
 //! what it could not write, and would report success the next time.
 
-use std::ops::RangeInclusive;
+mod paths;
+mod report;
+mod rows;
+
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 
+pub(super) use self::paths::beside;
+use self::paths::{broken, private, set_aside};
+pub use self::report::{Found, Report};
+pub use self::rows::SCHEMA_VERSION;
+pub(super) use self::rows::checksum;
+use self::rows::{ROW_BYTES, SCHEMA, Span, kept_from, remove, write_span};
 use super::salvage;
 use super::{Appended, Item, Kept, Limits, Spool, SpoolError, Status, WhenFull};
 use crate::state::time::Wall;
-
-/// The layout of the file. A newer one is refused.
-pub const SCHEMA_VERSION: i64 = 1;
-
-/// What a row costs beside its payload, for the bounds.
-const ROW_BYTES: u64 = 64;
-
-const SCHEMA: &str = "
-    CREATE TABLE record(n INTEGER PRIMARY KEY, key BLOB NOT NULL, at INTEGER NOT NULL, payload BLOB NOT NULL,
-                        crc INTEGER NOT NULL);
-    CREATE UNIQUE INDEX record_key ON record(key);
-    CREATE TABLE span(one INTEGER PRIMARY KEY CHECK (one = 1), first INTEGER NOT NULL, next INTEGER NOT NULL,
-                      bytes INTEGER NOT NULL, lost INTEGER NOT NULL, crc INTEGER NOT NULL);
-";
 
 /// The spool in a file, or in memory for simulations.
 #[derive(Debug)]
@@ -45,81 +40,6 @@ pub struct File {
 enum Place {
     Disk(PathBuf),
     Memory,
-}
-
-/// What the file says about itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Span {
-    first: u64,
-    next: u64,
-    bytes: u64,
-    lost: u64,
-}
-
-impl Span {
-    const EMPTY: Span = Span { first: 1, next: 1, bytes: 0, lost: 0 };
-
-    fn crc(&self) -> u32 {
-        let mut hasher = crc32fast::Hasher::new();
-        for number in [self.first, self.next, self.bytes, self.lost] {
-            hasher.update(&number.to_be_bytes());
-        }
-        hasher.finalize()
-    }
-}
-
-/// The checksum of a row.
-pub(super) fn checksum(number: u64, at: Wall, key: &[u8], payload: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&number.to_be_bytes());
-    hasher.update(&at.0.to_be_bytes());
-    hasher.update(key);
-    hasher.update(payload);
-    hasher.finalize()
-}
-
-/// What was found when the spool was opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// It is as it was left.
-    Whole,
-    /// It was damaged. It was set aside, and a new one was made of what could be read.
-    Damaged(Report),
-}
-
-/// What damage did.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Report {
-    /// Where the damaged file is now; nothing when it was only looked at.
-    pub set_aside: Option<PathBuf>,
-    /// What is wrong with it.
-    pub causes: Vec<String>,
-    /// Records that could be read.
-    pub salvaged: u64,
-    /// Numbers of records that could not be read.
-    pub missing: Vec<RangeInclusive<u64>>,
-    /// Whether there may be more than those: where the spool ended could not be read.
-    pub end_unknown: bool,
-}
-
-impl Report {
-    /// How many records are missing.
-    pub fn lost(&self) -> u64 {
-        self.missing.iter().map(|range| range.end() - range.start() + 1).sum()
-    }
-}
-
-impl std::fmt::Display for Report {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}; {} records salvaged, {} lost", self.causes.join("; "), self.salvaged, self.lost())?;
-        for range in &self.missing {
-            write!(f, " [{}-{}]", range.start(), range.end())?;
-        }
-        if self.end_unknown {
-            f.write_str(", where it ended is not known")?;
-        }
-        Ok(())
-    }
 }
 
 impl File {
@@ -571,99 +491,6 @@ impl Trouble {
             Trouble::Refused(error) => error,
         }
     }
-}
-
-/// A row as it was written; an error if it is not.
-fn kept_from(row: &rusqlite::Row<'_>) -> rusqlite::Result<Kept> {
-    let number = row.get::<_, i64>(0)? as u64;
-    let (key, at): (Vec<u8>, i64) = (row.get(1)?, row.get(2)?);
-    let (payload, crc): (Vec<u8>, i64) = (row.get(3)?, row.get(4)?);
-    let damaged = || {
-        let error = format!("record {number} has a wrong checksum").into();
-        rusqlite::Error::FromSqlConversionFailure(4, rusqlite::types::Type::Blob, error)
-    };
-    if i64::from(checksum(number, Wall(at), &key, &payload)) != crc {
-        return Err(damaged());
-    }
-    let key = key.try_into().map_err(|_| damaged())?;
-    Ok(Kept { number, at: Wall(at), item: Item { key, payload } })
-}
-
-fn write_span(db: &Connection, span: &Span) -> rusqlite::Result<()> {
-    db.prepare_cached(
-        "INSERT INTO span(one, first, next, bytes, lost, crc) VALUES(1, ?1, ?2, ?3, ?4, ?5)
-         ON CONFLICT(one) DO UPDATE SET first = excluded.first, next = excluded.next, bytes = excluded.bytes,
-                                        lost = excluded.lost, crc = excluded.crc",
-    )?
-    .execute(params![
-        span.first as i64,
-        span.next as i64,
-        span.bytes as i64,
-        span.lost as i64,
-        span.crc()
-    ])?;
-    Ok(())
-}
-
-/// Deletes everything up to and including `number`, and says how many rows that were.
-fn remove(db: &Connection, span: &mut Span, number: u64) -> rusqlite::Result<usize> {
-    let last = number.min(span.next - 1);
-    if last < span.first {
-        return Ok(0);
-    }
-    let bytes: i64 = db
-        .prepare_cached("SELECT coalesce(sum(length(payload)), 0) FROM record WHERE n <= ?1")?
-        .query_row([last as i64], |row| row.get(0))?;
-    let removed = db.prepare_cached("DELETE FROM record WHERE n <= ?1")?.execute([last as i64])?;
-    span.bytes = span.bytes.saturating_sub(bytes as u64 + removed as u64 * ROW_BYTES);
-    span.first = last + 1;
-    Ok(removed)
-}
-
-/// The file and what SQLite keeps beside it.
-pub(super) fn beside(path: &Path) -> [PathBuf; 3] {
-    ["", "-wal", "-shm"].map(|suffix| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    })
-}
-
-/// Renames the file and its log, so that nothing of them is ever overwritten.
-fn set_aside(path: &Path, now: Wall) -> std::io::Result<PathBuf> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".damaged-{}", now.as_millis()));
-    let mut aside = PathBuf::from(&name);
-    for again in 2.. {
-        if !aside.exists() {
-            break;
-        }
-        let mut other = name.clone();
-        other.push(format!("-{again}"));
-        aside = PathBuf::from(other);
-    }
-    for (from, to) in beside(path).iter().zip(beside(&aside)) {
-        match std::fs::rename(from, to) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(aside)
-}
-
-/// Makes the file readable for its owner alone, before anything is in it.
-fn private(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-fn broken(path: &Path, error: &dyn std::fmt::Display) -> SpoolError {
-    SpoolError::Broken { text: format!("{}: {error}", path.display()) }
 }
 
 #[cfg(test)]
