@@ -60,7 +60,7 @@ impl Outcome {
 
     /// Everything that happened, a line an event.
     pub fn trace(&self) -> &str {
-        &self.finished.trace
+        self.finished.trace.text()
     }
 
     /// Every choice that was made.
@@ -116,7 +116,7 @@ impl Outcome {
     }
 
     pub(super) fn report(&self, failure: &Failure) -> String {
-        let lines: Vec<_> = self.finished.trace.lines().collect();
+        let lines: Vec<_> = self.trace().lines().collect();
         let tail = lines[lines.len().saturating_sub(30)..].join("\n  ");
         let version = env!("CARGO_PKG_VERSION");
         format!(

@@ -84,6 +84,10 @@ impl Chans {
         self.chans.get(chan as usize).map_or_else(String::new, |found| format!("{}#{chan}", found.name))
     }
 
+    pub(super) fn names(&self) -> Vec<String> {
+        (0..self.chans.len() as u64).map(|chan| self.name(chan)).collect()
+    }
+
     pub(super) fn describe(&self, waiting: Waiting) -> String {
         let name = self.name(waiting.chan as u64);
         match waiting.dir {

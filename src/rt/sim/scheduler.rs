@@ -14,7 +14,7 @@ use super::handle::Handle;
 use super::pool;
 use super::state::{State, Status, Tid, Until, Why, nanos};
 use super::tape::Choices;
-use super::trace::Kind;
+use super::trace::{Kind, Told, Trace};
 use crate::rt::lock::assert_none_held;
 use crate::rt::thread::message;
 use crate::rt::{Op, marks};
@@ -82,7 +82,7 @@ pub(crate) enum FailureKind {
 pub(crate) struct Finished {
     pub(crate) failure: Option<Failure>,
     pub(crate) hash: u64,
-    pub(crate) trace: String,
+    pub(crate) trace: Told,
     pub(crate) choices: Choices,
     pub(crate) steps: u64,
     pub(crate) handoffs: u64,
@@ -288,11 +288,14 @@ impl Scheduler {
                 // Its threads leave at their next facade call; silence is what ends the wait otherwise.
             }
         }
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        let hash = state.trace.hash();
+        let trace = std::mem::replace(&mut state.trace, Trace::new());
+        let threads = state.tasks.iter().map(|task| task.name.clone()).collect();
         Finished {
             failure: state.failure.clone(),
-            hash: state.trace.hash(),
-            trace: state.trace.render(|tid| state.tasks[tid].name.clone(), |chan| state.chans.name(chan)),
+            hash,
+            trace: Told::new(trace, threads, state.chans.names()),
             choices: state.tapes.choices(),
             steps: state.steps,
             handoffs: state.handoffs,

@@ -1,6 +1,7 @@
 //! What happened in a run, in order: the thing that must be the same for the same seed.
 
 use std::fmt::Write as _;
+use std::sync::OnceLock;
 
 use super::tape::fingerprint;
 use crate::rt::rand::mix;
@@ -36,6 +37,29 @@ pub(super) struct Event {
     thread: u32,
     kind: Kind,
     arg: u64,
+}
+
+/// A trace that has ended. It becomes text when somebody asks: nobody reads that of a run that went well, and
+/// writing it costs more than a short run.
+pub(crate) struct Told {
+    trace: Trace,
+    threads: Vec<String>,
+    channels: Vec<String>,
+    text: OnceLock<String>,
+}
+
+impl Told {
+    pub(super) fn new(trace: Trace, threads: Vec<String>, channels: Vec<String>) -> Told {
+        Told { trace, threads, channels, text: OnceLock::new() }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        self.text.get_or_init(|| {
+            let thread = |tid: usize| self.threads[tid].as_str();
+            let channel = |chan: u64| self.channels.get(chan as usize).map_or("", String::as_str);
+            self.trace.render(thread, channel)
+        })
+    }
 }
 
 /// Events and notes, and a hash over all of them, also those that are no longer kept.
@@ -81,7 +105,7 @@ impl Trace {
     }
 
     /// The trace as text, a line an event.
-    pub(super) fn render(&self, thread: impl Fn(usize) -> String, chan: impl Fn(u64) -> String) -> String {
+    fn render<'a>(&self, thread: impl Fn(usize) -> &'a str, chan: impl Fn(u64) -> &'a str) -> String {
         let mut text = String::with_capacity(self.events.len() * 40);
         for event in &self.events {
             let what = match event.kind {
