@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 
 pub(super) use self::paths::beside;
-use self::paths::{broken, private, set_aside};
+use self::paths::{Files, broken, new_beside, private};
 pub use self::report::{Found, Report};
 pub use self::rows::SCHEMA_VERSION;
 pub(super) use self::rows::checksum;
@@ -31,9 +31,19 @@ pub struct File {
     place: Place,
     limits: Limits,
     db: Option<Connection>,
+    /// Why the file was to be replaced, if it could not be. Nothing is written to it any more.
+    unsound: Option<Unsound>,
     span: Span,
     /// The last time heard of, to name what is set aside.
     now: Wall,
+}
+
+/// A file that is not to be written any more.
+#[derive(Debug)]
+struct Unsound {
+    causes: Vec<String>,
+    /// Its first number and the one after its last, if they are known.
+    span: Option<(u64, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -50,7 +60,9 @@ impl File {
     /// The directory cannot be written, or the file is of a newer layout.
     pub fn open(dir: &Path, limits: Limits, now: Wall) -> Result<(File, Found), SpoolError> {
         let path = dir.join("spool.db");
-        let mut file = File { place: Place::Disk(path.clone()), limits, db: None, span: Span::EMPTY, now };
+        Files::settle(&path).map_err(|error| broken(&path, &error))?;
+        let place = Place::Disk(path.clone());
+        let mut file = File { place, limits, db: None, unsound: None, span: Span::EMPTY, now };
         let before = salvage::log_of(&path);
         match file.connect().and_then(|()| file.examine(&before)) {
             Ok(causes) if causes.is_empty() => Ok((file, Found::Whole)),
@@ -67,7 +79,8 @@ impl File {
     /// # Errors
     /// Out of memory.
     pub fn memory(limits: Limits) -> Result<File, SpoolError> {
-        let mut file = File { place: Place::Memory, limits, db: None, span: Span::EMPTY, now: Wall(0) };
+        let mut file =
+            File { place: Place::Memory, limits, db: None, unsound: None, span: Span::EMPTY, now: Wall(0) };
         file.connect().map_err(Trouble::into_error)?;
         Ok(file)
     }
@@ -84,6 +97,7 @@ impl File {
             place: Place::Disk(path),
             limits: Limits::default(),
             db: Some(db),
+            unsound: None,
             span: Span::EMPTY,
             now: Wall(0),
         };
@@ -237,31 +251,67 @@ impl File {
         Ok(found.and_then(|(span, crc)| (i64::from(span.crc()) == crc).then_some(span)))
     }
 
-    /// Sets the file aside and makes a new one of what can be read.
+    /// Makes a new file of what can be read, and sets this one aside.
     fn replace(&mut self, causes: Vec<String>) -> Result<Report, SpoolError> {
-        let Place::Disk(path) = self.place.clone() else {
-            return Err(SpoolError::Broken { text: causes.join("; ") });
-        };
         let span = self.known_span();
+        self.replace_what_spans(Unsound { causes, span })
+    }
+
+    fn replace_what_spans(&mut self, unsound: Unsound) -> Result<Report, SpoolError> {
+        let report = self.try_to_replace(&unsound).inspect_err(|_| {
+            crate::mark!(spool_not_replaced);
+            self.unsound = Some(unsound);
+        })?;
+        self.connect().map_err(Trouble::into_error)?;
+        Ok(report)
+    }
+
+    /// The new file is whole and synced before the old one is touched: should any of this fail, or the power,
+    /// everything that could be read still can be.
+    fn try_to_replace(&mut self, unsound: &Unsound) -> Result<Report, SpoolError> {
+        let Place::Disk(path) = self.place.clone() else {
+            return Err(SpoolError::Broken { text: unsound.causes.join("; ") });
+        };
+        let span = unsound.span;
         let lost_before = if span.is_some() { self.span.lost } else { 0 };
         let (kept, mut report) = salvage::read(&path, span);
         // Closing may fail on a file like this; what matters has been read.
         drop(self.db.take());
-        let aside = set_aside(&path, self.now).map_err(|error| broken(&path, &error))?;
-        self.connect().map_err(Trouble::into_error)?;
-        report.causes = causes;
-        report.set_aside = Some(aside);
+        report.causes = unsound.causes.clone();
         report.salvaged = kept.len() as u64;
         // The salvaged are numbered anew, without holes: the holes have been reported. No number is
         // used twice, so that an answer about the old file cannot touch the new one.
         let start = kept.last().map_or(1, |kept| kept.number + 1).max(span.map_or(1, |(_, next)| next));
-        self.span = Span { first: start, next: start, bytes: 0, lost: lost_before + report.lost() };
-        let span = self.span;
-        self.with(|db| write_span(db, &span)).map_err(Trouble::into_error)?;
-        for chunk in kept.chunks(1_000) {
-            self.insert(chunk.iter().map(|kept| (&kept.item, kept.at)), 0).map_err(Trouble::into_error)?;
-        }
+        let span = Span { first: start, next: start, bytes: 0, lost: lost_before + report.lost() };
+        let new = new_beside(&path);
+        let made = Files::remove(&new).map_err(|error| broken(&new, &error));
+        let span = made.and_then(|()| File::of_salvaged(&new, self.limits, span, &kept))?;
+        let aside = Files::swap(&path, &new, self.now).map_err(|error| broken(&path, &error))?;
+        report.set_aside = Some(aside);
+        self.span = span;
         Ok(report)
+    }
+
+    /// Makes a file of what was salvaged and closes it; what it then says about itself.
+    fn of_salvaged(path: &Path, limits: Limits, span: Span, kept: &[Kept]) -> Result<Span, SpoolError> {
+        let place = Place::Disk(path.to_owned());
+        let mut file = File { place, limits, db: None, unsound: None, span: Span::EMPTY, now: Wall(0) };
+        let mut fill = || -> Result<bool, Trouble> {
+            file.connect()?;
+            file.span = span;
+            file.with(|db| write_span(db, &span))?;
+            for chunk in kept.chunks(1_000) {
+                file.insert(chunk.iter().map(|kept| (&kept.item, kept.at)), 0)?;
+            }
+            file.with(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)))
+        };
+        let busy = fill().map_err(Trouble::into_error)?;
+        let closed = file.db.take().map_or(Ok(()), |db| db.close().map_err(|(_, error)| error));
+        closed.map_err(|error| broken(path, &error))?;
+        if busy {
+            return Err(broken(path, &"somebody else is reading it"));
+        }
+        Ok(file.span)
     }
 
     /// One transaction: throws `evict` of the oldest out, then puts these in.
@@ -376,6 +426,10 @@ impl File {
         &mut self,
         mut call: impl FnMut(&mut File) -> Result<T, Trouble>,
     ) -> Result<T, SpoolError> {
+        if let Some(unsound) = self.unsound.take() {
+            let report = self.replace_what_spans(unsound)?;
+            log::error!("spool: the file that failed was replaced: {report}");
+        }
         if self.db.is_none() {
             self.connect().map_err(Trouble::into_error)?;
         }

@@ -29,14 +29,16 @@ impl Drop for Traced {
     }
 }
 
-/// Starts a daemon whose `n`-th and every later `call` on the spool fails, or that call alone.
-fn traced(data: &Path, injection: &str) -> Traced {
+/// Starts a daemon on whose spool calls fail.
+fn traced(data: &Path, injections: &[String]) -> Traced {
     let mut command = Command::new("strace");
     command.args(["-f", "-qq", "-o", "/dev/null"]);
-    for name in ["spool.db", "spool.db-wal"] {
+    for name in ["spool.db", "spool.db-wal", "spool.db.new", "spool.db.new-wal"] {
         command.arg("-P").arg(data.join(name));
     }
-    command.args(["-e", injection]);
+    for injection in injections {
+        command.args(["-e", injection]);
+    }
     let program = towpath(&["serve", "--listen", "127.0.0.1:0", "--data"]);
     command.arg(program.get_program()).args(program.get_args()).arg(data);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
@@ -50,7 +52,7 @@ fn traced(data: &Path, injection: &str) -> Traced {
 
 /// Waits until nobody holds the data directory: a killed daemon takes a moment to be gone.
 fn until_free(data: &Path) {
-    let Ok(lock) = std::fs::OpenOptions::new().write(true).open(data.join("lock")) else { return };
+    let Ok(lock) = std::fs::OpenOptions::new().write(true).open(data.join("towpath.lock")) else { return };
     let patience = Instant::now() + PATIENCE;
     while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         assert!(Instant::now() < patience, "a killed daemon holds its directory");
@@ -71,18 +73,25 @@ fn fault_a_system_call_that_fails_on_the_spool_costs_no_receipt() {
         eprintln!("\n*** SKIPPED, needs strace and leave to trace: `make setup` installs it\n");
         return;
     }
-    let runs = cycles(6, 500);
-    let calls = ["fdatasync,fsync", "pwrite64,write", "ftruncate"];
+    let runs = cycles(8, 500);
+    const RENAMES: &str = "rename,renameat,renameat2";
+    let calls = ["fdatasync,fsync", "pwrite64,write", "ftruncate", "fdatasync,fsync"];
     let (mut receipts, mut refused, mut unstarted) = (0, 0, 0);
     for run in 0..runs {
         let data = tempfile::tempdir().expect("a temporary folder");
-        let call = calls[(run % 3) as usize];
-        let error = ["EIO", "ENOSPC"][(run / 3 % 2) as usize];
+        let call = calls[(run % 4) as usize];
+        let error = ["EIO", "ENOSPC"][(run / 4 % 2) as usize];
         // From the 2nd call on up to far into the run; some fail once, some for ever.
         let n = 2 + run * 7_919 % 97;
         let ever = if run % 2 == 0 { "+" } else { "" };
-        let injection = format!("inject={call}:error={error}:when={n}{ever}");
-        let daemon = traced(data.path(), &injection);
+        let mut injections = vec![format!("inject={call}:error={error}:when={n}{ever}")];
+        if run % 4 == 3 {
+            // The file that fails cannot be set aside either: at all, at first, or not with its log.
+            let which = ["1+", "1", "2"][(run / 4 % 3) as usize];
+            injections.push(format!("inject={RENAMES}:error=EACCES:when={which}"));
+        }
+        let daemon = traced(data.path(), &injections);
+        let injection = injections.join(" and ");
         let mut given = Vec::new();
         match &daemon.url {
             None => unstarted += 1,

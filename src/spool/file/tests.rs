@@ -203,12 +203,29 @@ fn a_commit_cut_short_by_a_crash_is_no_damage() {
 fn every_flipped_bit_is_harmless_or_reported_and_costs_at_most_its_own_record() {
     let dir = tempfile::tempdir().unwrap();
     let (main, log, kept) = crashed(dir.path());
+    flip(&main, &log, &kept, 30_011, 499);
+}
+
+/// A spool of 64 KiB as a stop leaves it: no log, nothing in it was sent.
+#[test]
+fn every_flipped_bit_of_a_spool_of_64_kib_is_harmless_or_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut file = open(dir.path());
+    append(&mut file, 1..400);
+    drop(file);
+    let main = std::fs::read(dir.path().join("spool.db")).unwrap();
+    assert!((60_000..70_000).contains(&main.len()), "{} bytes", main.len());
+    flip(&main, &[], &items(1..400), 4_001, 37);
+}
+
+/// Flips one bit after another, `stride` apart (prime, so that all parts of the file are visited); with
+/// SLOW=1 `finely` apart.
+fn flip(main: &[u8], log: &[u8], kept: &[Item], stride: usize, finely: usize) {
     let bits = (main.len() + log.len()) * 8;
-    // A prime stride visits all parts of the file; SLOW=1 visits many more of them.
-    let stride = if std::env::var_os("SLOW").is_some() { 499 } else { 30_011 };
+    let stride = if std::env::var_os("SLOW").is_some() { finely } else { stride };
     let (mut harmless, mut reported) = (0, 0);
     for bit in (0..bits).step_by(stride) {
-        let (mut main, mut log) = (main.clone(), log.clone());
+        let (mut main, mut log) = (main.to_vec(), log.to_vec());
         let byte = bit / 8;
         let flipped = if byte < main.len() { &mut main[byte] } else { &mut log[byte - main.len()] };
         *flipped ^= 1 << (bit % 8);
@@ -229,7 +246,54 @@ fn every_flipped_bit_is_harmless_or_reported_and_costs_at_most_its_own_record() 
             }
         }
     }
+    println!("{} flips: {harmless} harmless, {reported} reported", harmless + reported);
     assert!(harmless > 0 && reported > 0, "{harmless} harmless, {reported} reported");
+}
+
+#[test]
+fn a_file_that_cannot_be_replaced_stays_as_it_is_and_is_replaced_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut file = open(dir.path());
+    append(&mut file, 1..30);
+    file.forget(3).unwrap();
+    // In the way of the new file.
+    let way = dir.path().join("spool.db.new");
+    std::fs::create_dir(&way).unwrap();
+    let damage = || Trouble::Damage(vec!["a sync failed".to_owned()]);
+    let mut failed = false;
+    let refused =
+        file.on_a_sound_file(|_| if std::mem::replace(&mut failed, true) { Ok(()) } else { Err(damage()) });
+    assert!(matches!(refused, Err(SpoolError::Broken { .. })), "{refused:?}");
+    assert!(file.append(&items(30..31), NOW).is_err(), "never again to a file whose sync failed");
+    assert!(file.page(0, 10, usize::MAX).is_err());
+    assert!(dir.path().join("spool.db").exists());
+    std::fs::remove_dir(&way).unwrap();
+    append(&mut file, 30..31);
+    assert_eq!(content(&mut file), items(4..31));
+    assert_eq!(file.status().unwrap().lost, 0);
+    let aside = dir.path().join("spool.db.damaged-1790000000000");
+    assert!(aside.exists() && !way.exists());
+    drop(file);
+    assert_eq!(content(&mut open(dir.path())), items(4..31));
+}
+
+#[test]
+fn a_swap_that_was_interrupted_is_ended_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let [main, log, _] = beside(&dir.path().join("spool.db"));
+    let new = dir.path().join("spool.db.new");
+    let mut file = open(dir.path());
+    append(&mut file, 1..9);
+    drop(file);
+    // The power went before the old file was set aside: what is beside it is of no use.
+    std::fs::write(&new, "half of it").unwrap();
+    assert_eq!(content(&mut open(dir.path())), items(1..9));
+    assert!(!new.exists());
+    // It went after that, and the old log was still there.
+    std::fs::rename(&main, &new).unwrap();
+    std::fs::write(&log, "the log of the file that is gone").unwrap();
+    assert_eq!(content(&mut open(dir.path())), items(1..9));
+    assert!(!new.exists());
 }
 
 #[test]
