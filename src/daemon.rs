@@ -235,7 +235,8 @@ impl Daemon {
         let parts = Parts::start(&crew, builder, &mut metrics)?;
         let engine = &parts.engine;
         let trouble = parts.store_trouble.clone();
-        let (spool, damaged) = (engine.connections().clone(), engine.connections().clone());
+        let log = || engine.connections().clone();
+        let (spool, damaged, besides) = (log(), log(), log());
         let mut checks: Vec<condition::Check> = vec![
             Box::new(move || trouble.lock().clone()),
             Box::new(move || spool.spool_trouble().map(|why| format!("the spool takes nothing: {why}"))),
@@ -244,10 +245,11 @@ impl Daemon {
             checks.insert(0, Box::new(directory.has_room()));
         }
         condition.check_with(checks);
-        condition.remark_with(vec![Box::new(move || match damaged.account().lost {
+        let damage = move || match damaged.account().lost {
             0 => None,
             lost => Some(format!("{lost} records were lost to damage of the spool; the log says which")),
-        })]);
+        };
+        condition.remark_with(vec![Box::new(damage), Box::new(move || besides.backend_trouble())]);
         let gate = Arc::new(gate(rt, config));
         entrance.change(keys, &gate);
         let mut router = Router::new();

@@ -17,7 +17,7 @@ use super::worker::{Bounds, Crew, Inbox, Room, Worker};
 use crate::codec::connection::json_line;
 use crate::error::{Code, Error, Result};
 use crate::metrics::{Counter, Metrics};
-use crate::rt::{Moment, Rt};
+use crate::rt::{Lock, Moment, Rt};
 use crate::state::connection::Row;
 
 /// Batches that may wait for one backend.
@@ -51,9 +51,14 @@ pub(super) struct Fan {
 
 #[derive(Debug)]
 struct Queue {
+    name: &'static str,
     inbox: Inbox<Arc<[Row]>>,
     dropped: Counter,
+    trouble: Trouble,
 }
+
+/// Why a backend did not take what it was last given; nothing if it did.
+type Trouble = Arc<Lock<Option<String>>>;
 
 impl Fan {
     /// Gives the rows to every backend that has room.
@@ -65,8 +70,18 @@ impl Fan {
         for queue in self.queues.iter() {
             if queue.inbox.try_data(rows.clone()).is_err() {
                 queue.dropped.inc_by(rows.len() as u64);
+                queue.trouble.lock().get_or_insert_with(|| "it is too slow".to_owned());
             }
         }
+    }
+
+    /// What is wrong with any of them, in one sentence; nothing while all take what they are given.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let of = |queue: &Queue| Some(format!("{}: {}", queue.name, queue.trouble.lock().as_ref()?));
+        let troubles: Vec<String> = self.queues.iter().filter_map(of).collect();
+        let (failing, all) = (troubles.len(), self.queues.len());
+        let text = format!("{failing} of {all} backends besides the database fail: {}", troubles.join("; "));
+        (failing > 0).then_some(text)
     }
 }
 
@@ -94,6 +109,7 @@ impl Backends {
         for backend in backends {
             let name = backend.name();
             let labels = vec![("backend", name)];
+            let trouble = Trouble::default();
             let room = BackendRoom {
                 name,
                 backend,
@@ -101,13 +117,14 @@ impl Backends {
                 failed: failed.get_or_create_owned(&labels),
                 dropped: dropped.get_or_create_owned(&labels),
                 in_a_row: 0,
+                trouble: trouble.clone(),
                 rt: crew.rt().clone(),
                 shared: shared.clone(),
             };
             let bounds = Bounds { data: QUEUE, control: 1, drain: 1 };
             let (worker, inbox) = Worker::spawn(crew, format!("backend-{name}"), bounds, |_| room)?;
             workers.push(worker);
-            queues.push(Queue { inbox, dropped: dropped.get_or_create_owned(&labels) });
+            queues.push(Queue { name, inbox, dropped: dropped.get_or_create_owned(&labels), trouble });
         }
         Ok((Backends { workers }, Fan { queues: queues.into() }))
     }
@@ -120,6 +137,7 @@ struct BackendRoom {
     failed: Counter,
     dropped: Counter,
     in_a_row: u64,
+    trouble: Trouble,
     rt: Rt,
     shared: Arc<Shared>,
 }
@@ -134,10 +152,12 @@ impl BackendRoom {
             Ok(()) => {
                 self.written.inc_by(rows.len() as u64);
                 self.in_a_row = 0;
+                *self.trouble.lock() = None;
             }
             Err(error) => {
                 self.failed.inc();
                 self.in_a_row += 1;
+                *self.trouble.lock() = Some(error.to_string());
                 // The first of a row of failures says it all; the counter has the rest.
                 if self.in_a_row == 1 {
                     log::warn!("backend {} did not take {} connection rows: {error}", self.name, rows.len());
@@ -160,6 +180,11 @@ impl Room for BackendRoom {
 
     fn deadline(&self) -> Option<Moment> {
         None
+    }
+
+    /// A slow web hook is no reason to restart the daemon.
+    fn waits_for_others(&self) -> bool {
+        true
     }
 
     /// What waits is written while that goes well and there is time: a stop does not wait for somebody who
@@ -220,13 +245,28 @@ impl LinesBackend {
 
     fn file(&mut self) -> Result<&mut BufWriter<File>> {
         if self.file.is_none() {
-            use std::os::unix::fs::OpenOptionsExt;
-            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path);
-            let file = file.map_err(|error| self.failed("opening", &error))?;
-            self.bytes = file.metadata().map_err(|error| self.failed("opening", &error))?.len();
+            let (file, bytes) = self.open().map_err(|error| self.failed("opening", &error))?;
+            self.bytes = bytes;
             self.file = Some(BufWriter::new(file));
         }
         Ok(self.file.as_mut().expect("it was put there two lines up"))
+    }
+
+    /// The file and how long it is. Half a line at its end, of a full disk or a kill, is ended.
+    fn open(&self) -> std::io::Result<(File, u64)> {
+        use std::os::unix::fs::{FileExt, OpenOptionsExt};
+        let mut file =
+            OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.path)?;
+        let bytes = file.metadata()?.len();
+        let mut last = [b'\n'];
+        if bytes > 0 {
+            file.read_exact_at(&mut last, bytes - 1)?;
+        }
+        if last == [b'\n'] {
+            return Ok((file, bytes));
+        }
+        file.write_all(b"\n")?;
+        Ok((file, bytes + 1))
     }
 
     fn rotate(&mut self) -> Result<()> {
@@ -251,7 +291,15 @@ impl LinesBackend {
 
     fn flush(&mut self) -> Result<()> {
         let flushed = self.file.as_mut().map_or(Ok(()), Write::flush);
-        flushed.map_err(|error| self.failed("writing", &error))
+        flushed.map_err(|error| self.gave_up(&error))
+    }
+
+    /// What is still in the buffer was not taken, and is not written later either.
+    fn gave_up(&mut self, error: &std::io::Error) -> Error {
+        if let Some(file) = self.file.take() {
+            drop(file.into_parts());
+        }
+        self.failed("writing", error)
     }
 
     fn failed(&self, doing: &str, error: &std::io::Error) -> Error {
@@ -279,11 +327,7 @@ impl Backend for LinesBackend {
                 self.rotate()?;
             }
             let written = self.file()?.write_all(line.as_bytes());
-            if let Err(error) = written {
-                // What is in the buffer may be half a line: begin with a new one.
-                self.file = None;
-                return Err(self.failed("writing", &error));
-            }
+            written.map_err(|error| self.gave_up(&error))?;
             self.bytes += line.len() as u64;
         }
         self.flush()
@@ -295,9 +339,10 @@ impl Backend for LinesBackend {
 }
 
 /// Posts rows as NDJSON to a URL. Tried twice; anything but 2xx is a failure.
-#[derive(Debug)]
 pub struct WebhookBackend {
     url: String,
+    /// What may be said of it: the rest of a web hook's address is often what opens it.
+    place: String,
     agent: ureq::Agent,
 }
 
@@ -307,7 +352,26 @@ impl WebhookBackend {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ureq::tls::TlsConfig::builder().unversioned_rustls_crypto_provider(provider).build();
         let config = ureq::Agent::config_builder().timeout_global(Some(timeout)).tls_config(tls).build();
-        WebhookBackend { url: url.into(), agent: config.into() }
+        let url = url.into();
+        let place = match url.parse::<ureq::http::Uri>() {
+            Ok(uri) => format!("{}://{}", uri.scheme_str().unwrap_or("http"), uri.host().unwrap_or_default()),
+            Err(_) => String::from("an address that is none"),
+        };
+        WebhookBackend { url, place, agent: config.into() }
+    }
+}
+
+impl std::fmt::Debug for WebhookBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WebhookBackend({})", self.place)
+    }
+}
+
+/// The error without the address, which some of them repeat.
+fn said(error: &ureq::Error) -> String {
+    match error {
+        ureq::Error::BadUri(_) => "the address is none".to_owned(),
+        other => other.to_string(),
     }
 }
 
@@ -326,7 +390,7 @@ impl Backend for WebhookBackend {
             match sent {
                 Ok(_) => return Ok(()),
                 Err(error) if tries == TRIES => {
-                    return Err(Error::new(Code::Io, format!("posting to {}: {error}", self.url)));
+                    return Err(Error::new(Code::Io, format!("posting to {}: {}", self.place, said(&error))));
                 }
                 Err(_) => {}
             }

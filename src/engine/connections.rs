@@ -498,6 +498,12 @@ impl Connections {
         self.shared.ledger.spool_trouble(self.shared.rt.now())
     }
 
+    /// What is wrong with the backends besides the database, all in one sentence: hinders nothing, and
+    /// somebody should look.
+    pub fn backend_trouble(&self) -> Option<String> {
+        self.shared.fan.trouble()
+    }
+
     /// How the spool fares.
     ///
     /// # Errors

@@ -40,6 +40,11 @@ pub trait Room: Send + 'static {
     /// held. The machines may be in any state.
     fn salvage(&mut self) {}
 
+    /// Whether a wake may wait for somebody outside for long, who is then slow and not stuck.
+    fn waits_for_others(&self) -> bool {
+        false
+    }
+
     /// Shows a simulation what the room holds; called after each wake. See [`Rt::facts`].
     fn show(&self, _rt: &Rt) {}
 }
@@ -197,6 +202,8 @@ struct Beat {
     name: String,
     /// Nanoseconds of the wake under way, plus one; 0 while it waits.
     awake_since: AtomicU64,
+    /// See [`Room::waits_for_others`].
+    waits_for_others: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -222,7 +229,8 @@ impl Crew {
     /// The rooms that have been awake for longer than `limit`: blocked, or drowning.
     pub fn stuck(&self, now: Moment, limit: Duration) -> Vec<(String, Duration)> {
         let rooms = self.shared.rooms.lock();
-        let awake = rooms.iter().filter_map(|beat| {
+        let patient = |beat: &Beat| beat.waits_for_others.load(Ordering::Relaxed);
+        let awake = rooms.iter().filter(|beat| !patient(beat)).filter_map(|beat| {
             let since = beat.awake_since.load(Ordering::Relaxed).checked_sub(1)?;
             Some((beat.name.clone(), now.since(Moment(since))))
         });
@@ -238,6 +246,7 @@ impl Crew {
         let beat = Arc::new(Beat {
             name: name.to_owned(),
             awake_since: AtomicU64::new(0),
+            waits_for_others: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
         let mut rooms = self.shared.rooms.lock();
@@ -296,8 +305,9 @@ impl Worker {
         let (permits, spent) = rt.channel("permits", bounds.data);
         let inbox = Inbox { queue, permits };
         let beat = crew.enlist(&name);
-        let shell = Shell { crew: crew.clone(), stopped, arrivals, spent, drain: bounds.drain, beat };
         let room = make(&inbox);
+        beat.waits_for_others.store(room.waits_for_others(), Ordering::Relaxed);
+        let shell = Shell { crew: crew.clone(), stopped, arrivals, spent, drain: bounds.drain, beat };
         let thread = rt.spawn(name, move || shell.run(room))?;
         Ok((Worker { stop: Some(stop), thread: Some(thread) }, inbox))
     }

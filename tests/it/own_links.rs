@@ -17,7 +17,7 @@ use towpath::wire::{IoThreads, Limits, Target};
 use crate::process::{Daemon, PATIENCE, towpath};
 
 /// A daemon that writes what it records soon.
-fn daemon(arguments: &[&str], settings: &[(&str, &str)]) -> Daemon {
+pub(crate) fn daemon(arguments: &[&str], settings: &[(&str, &str)]) -> Daemon {
     Daemon::start_with(arguments, |command| {
         command.env("TOWPATH_CONNECTIONS__INTERVAL", "50ms");
         for (name, value) in settings {
@@ -27,7 +27,7 @@ fn daemon(arguments: &[&str], settings: &[(&str, &str)]) -> Daemon {
 }
 
 /// The rows of a query, once there are some of which `is` holds.
-fn rows_until(daemon: &Daemon, query: &str, is: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+pub(crate) fn rows_until(daemon: &Daemon, query: &str, is: impl Fn(&[Value]) -> bool) -> Vec<Value> {
     let patience = Instant::now() + PATIENCE;
     loop {
         let (status, text) = daemon.get(&format!("/v1/connections?{query}"));
@@ -41,24 +41,24 @@ fn rows_until(daemon: &Daemon, query: &str, is: impl Fn(&[Value]) -> bool) -> Ve
     }
 }
 
-fn has_ended(rows: &[Value]) -> bool {
+pub(crate) fn has_ended(rows: &[Value]) -> bool {
     rows.iter().any(|row| row["status"] == "disconnected")
 }
 
-fn put(daemon: &Daemon, path: &str) {
+pub(crate) fn put(daemon: &Daemon, path: &str) {
     let url = format!("{}{path}", daemon.url);
     let answer = ureq::put(url).header("content-type", "application/json").send("{}").expect("it is made");
     assert_eq!(answer.status(), 201);
 }
 
-fn post(daemon: &Daemon, body: &str) -> u16 {
+pub(crate) fn post(daemon: &Daemon, body: &str) -> u16 {
     let url = format!("{}/v1/connections", daemon.url);
     let answer = ureq::post(url).header("content-type", "application/json").send(body).expect("it is taken");
     answer.status().as_u16()
 }
 
 /// A follow over a bare socket, read up to its first event.
-fn follow(daemon: &Daemon, stream: &str) -> BufReader<TcpStream> {
+pub(crate) fn follow(daemon: &Daemon, stream: &str) -> BufReader<TcpStream> {
     let mut socket = TcpStream::connect(daemon.address()).expect("it listens");
     socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let host = daemon.address();
