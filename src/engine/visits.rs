@@ -74,8 +74,13 @@ impl Visits {
                     principal: Some((&*pipe.principal).into()),
                 };
                 let target = pipe.target.as_str();
-                let mut visit =
-                    self.begin_as(Uuid::from_bytes(pipe.id.0), Kind::Pipe, &caller, Some(target), &[]);
+                let mut visit = self.begin_as(
+                    Uuid::from_bytes(pipe.id.0),
+                    Kind::Pipe,
+                    &caller,
+                    Some(target),
+                    &[("target", target)],
+                );
                 // It ends by its note below, and not with this borrow.
                 visit.open = None;
             }

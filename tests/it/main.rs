@@ -48,6 +48,8 @@ mod front_streams;
 mod fuzz;
 mod http_heads;
 mod own_links;
+#[cfg(feature = "postgres")]
+mod own_relays;
 mod pipe_paths;
 mod pipe_wire;
 mod pipes;
