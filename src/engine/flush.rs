@@ -22,7 +22,7 @@ use super::worker::{Inbox, Refused, Room};
 use crate::bus::{Bus, Notice};
 use crate::error::{Code, Error, Result};
 use crate::metrics::{Counter, Histogram};
-use crate::rt::{Moment, Rand, RecvTimeoutError, Rt, Sender};
+use crate::rt::{Moment, Rand, RecvTimeoutError, Rt, Sender, Wall};
 use crate::state::backoff::{Backoff, Budget, Next, Policy};
 use crate::state::batch::{Added, Batch, Bounds, Reason};
 use crate::state::connection::{Key, Row};
@@ -340,6 +340,8 @@ pub(super) struct FlushMetadata {
     /// Agents of writes that failed and may have been committed all the same: when the same values
     /// are written again nothing changes, and still nobody was told.
     doubtful: BTreeSet<Uuid>,
+    /// What comes out of the door is newer than this. See [`FlushMetadata::gather`].
+    floor: Wall,
     statement: usize,
     sight: Sight,
     figures: Flushes,
@@ -387,6 +389,7 @@ impl FlushMetadata {
             statement: parts.bounds.capacity.clamp(1, crate::store::metadata::ROWS_PER_STATEMENT),
             backoff,
             doubtful: BTreeSet::new(),
+            floor: Wall(i64::MIN),
             store: None,
             rt: parts.rt,
             door: parts.door,
@@ -399,8 +402,25 @@ impl FlushMetadata {
         }
     }
 
+    /// Takes what the door holds.
+    ///
+    /// The store keeps its own time and is told how old a value is, so a write that was slow to begin made its
+    /// values seem as much younger. What was reported while it was under way is dated after its end: else a
+    /// connection opened since would have the store take the older value for the newer one, and keep it.
     fn gather(&mut self, now: Moment) {
-        self.door.drain(|key, entry| _ = self.batch.add(now, key, entry));
+        let (floor, mut raised) = (self.floor, false);
+        let above = floor + Duration::from_micros(1);
+        self.door.drain(|key, mut entry| {
+            if entry.collected_at <= floor {
+                crate::mark!(metadata_reported_during_a_write);
+                entry.collected_at = above;
+                raised = true;
+            }
+            _ = self.batch.add(now, key, entry);
+        });
+        if raised {
+            self.floor = above;
+        }
     }
 
     fn flush(&mut self, now: Moment, reason: Reason) {
@@ -446,7 +466,7 @@ impl FlushMetadata {
     ) -> Result<(), (Vec<(metadata::Key, metadata::Entry)>, StoreError)> {
         self.observe(&entries);
         let began = self.rt.now();
-        let stamp = self.door.stamp(began);
+        let stamp = self.door.stamp(began).max(self.floor);
         let (sight, more) = (self.sight, self.more.clone());
         let splits = self.figures.splits.clone();
         if let Err(error) = self.store() {
@@ -460,7 +480,9 @@ impl FlushMetadata {
         let mut ranges = Vec::new();
         ranges.push(0..entries.len());
         while let Some(range) = ranges.pop() {
-            match store.upsert(&entries[range.clone()], stamp, sight) {
+            let written = store.upsert(&entries[range.clone()], stamp, sight);
+            self.floor = self.floor.max(self.door.stamp(self.rt.now()));
+            match written {
                 Ok(done) => {
                     more.rows_changed.inc_by(done.rows);
                     changed.extend(done.changed);

@@ -104,6 +104,26 @@ fn sim_own_records_that_neither_memory_nor_disk_can_take_are_counted() {
     });
 }
 
+#[test]
+fn sim_a_record_with_a_receipt_is_in_the_database_at_once() {
+    calmly(|t| {
+        let rig = Plan::new(&t.rt()).start();
+        let before = t.now();
+        for n in 0..3 {
+            rig.connections.record_durable(visit(n)).unwrap();
+        }
+        // No interval is waited for: nothing but the work itself lies between the receipt and the row.
+        t.run_until_idle();
+        assert_eq!(rig.connections.account().stored, 3);
+        rig.connections.record_all_durable((3..1_003).map(visit).collect()).unwrap();
+        let writes = rig.faulty.writes.load(Relaxed);
+        t.run_until_idle();
+        assert_eq!(rig.connections.account().stored, 1_003);
+        assert!(rig.faulty.writes.load(Relaxed) - writes <= 2, "and records that come together go together");
+        assert!(t.now().since(before) < Duration::from_millis(50), "{:?}", t.now().since(before));
+    });
+}
+
 struct Counts(Arc<AtomicU64>);
 
 impl Backend for Counts {

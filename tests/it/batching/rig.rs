@@ -52,6 +52,8 @@ pub(super) struct Faulty {
     pub(super) writes: AtomicU64,
     pub(super) rows: AtomicU64,
     pub(super) metadata_writes: AtomicU64,
+    /// How long a write of metadata takes to begin, in milliseconds.
+    pub(super) metadata_lag: AtomicU64,
     /// The ids of every row a write of which was answered with success, in order.
     pub(super) stored: Mutex<Vec<Uuid>>,
 }
@@ -68,6 +70,7 @@ impl Faulty {
             writes: AtomicU64::new(0),
             rows: AtomicU64::new(0),
             metadata_writes: AtomicU64::new(0),
+            metadata_lag: AtomicU64::new(0),
             stored: Mutex::default(),
         })
     }
@@ -239,6 +242,10 @@ impl MetadataStore for Conn<dyn MetadataStore> {
         let (before, after) = self.faulty.drawn();
         if before {
             return Err(timeout());
+        }
+        let lag = self.faulty.metadata_lag.load(Relaxed);
+        if lag > 0 {
+            self.faulty.rt.sleep(Duration::from_millis(lag));
         }
         let done = self.store.upsert(rows, now, sight)?;
         if after { Err(timeout()) } else { Ok(done) }

@@ -187,6 +187,34 @@ fn sim_watchers_end_up_with_the_last_report_of_each_key() {
 }
 
 #[test]
+fn sim_what_is_reported_while_a_slow_write_is_under_way_is_what_stays() {
+    for fails in [false, true] {
+        calmly(move |t| {
+            let rig = Plan::new(&t.rt()).start();
+            rig.faulty.metadata_lag.store(3_000, Relaxed);
+            rig.metadata.report(id(1), &[("k", "old", "")]).unwrap();
+            let metadata = rig.metadata.clone();
+            let flusher = t.rt().spawn("flusher", move || metadata.flush()).unwrap();
+            t.advance(SEC);
+            rig.metadata.report(id(1), &[("k", "new", "")]).unwrap();
+            rig.faulty.metadata_lag.store(0, Relaxed);
+            t.advance(2 * SEC);
+            flusher.join().unwrap().unwrap();
+            if fails {
+                // The next write fails once and is merged back under what comes then.
+                rig.faulty.set_away(true);
+                rig.metadata.flush().unwrap();
+                rig.metadata.report(id(1), &[("k", "newest", "")]).unwrap();
+                rig.faulty.set_away(false);
+            }
+            t.advance(30 * SEC);
+            let values = rig.metadata.get(id(1)).unwrap().values;
+            assert_eq!(values[0].value, if fails { "newest" } else { "new" });
+        });
+    }
+}
+
+#[test]
 fn sim_a_planted_notice_before_the_commit_is_found() {
     finds("notice_before_commit", 200, fleet);
 }
