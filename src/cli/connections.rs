@@ -5,7 +5,8 @@ use std::io::{self, IsTerminal, Read, Write};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{Failure, Remote, Table, say};
+use super::progress::Progress;
+use super::{Api, Failure, Remote, Table, say};
 use crate::client::http::path_of;
 use crate::rt::Rt;
 
@@ -87,8 +88,8 @@ impl Filter {
 
 /// How often `tail` asks.
 const TAIL_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
-/// How many bytes between two looks of the progress line.
-const PROGRESS_EVERY: u64 = 1 << 20;
+/// How far the daemon counts rows.
+const COUNTED_TO: u64 = 10_000;
 
 impl Connections {
     pub(super) fn run(self) -> Result<(), Failure> {
@@ -122,12 +123,13 @@ impl Connections {
                 }
             }
             Command::Export { filter, format } => {
-                let format = match format {
-                    Format::Ndjson => "ndjson",
-                    Format::Csv => "csv",
+                let (format, headings) = match format {
+                    Format::Ndjson => ("ndjson", 0),
+                    Format::Csv => ("csv", 1),
                 };
                 let path = format!("/v1/connections/export?format={format}{}", filter.query());
-                copy(api.send("GET", &path, &[], None)?.into_reader())
+                let progress = progress(&api, &filter)?;
+                copy(api.send("GET", &path, &[], None)?.into_reader(), progress, headings)
             }
             Command::Prune { before } => {
                 // The daemon deletes in steps, so that nobody waits behind a large one.
@@ -143,26 +145,32 @@ impl Connections {
     }
 }
 
-/// Copies to standard output; how far it is stands on standard error if a person looks at it.
-fn copy(mut from: impl Read) -> Result<(), Failure> {
+/// A bar of as many rows as there are; without an end where the daemon did not count to the end. None if
+/// nobody looks, or rows and bar would be mixed on one screen.
+fn progress(api: &Api, filter: &Filter) -> Result<Option<Progress>, Failure> {
+    if !io::stderr().is_terminal() || io::stdout().is_terminal() {
+        return Ok(None);
+    }
+    let answer = api.get(&format!("/v1/connections?limit=1{}", filter.query()))?;
+    let count = answer["count"].as_u64().filter(|count| *count < COUNTED_TO);
+    Ok(Some(count.map_or_else(|| Progress::of_unknown("rows"), |count| Progress::new("rows", count))))
+}
+
+/// Copies to standard output as it comes, so that an export of any length needs no memory.
+fn copy(mut from: impl Read, mut progress: Option<Progress>, headings: u64) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    let watched = io::stderr().is_terminal() && !io::stdout().is_terminal();
     let mut buffer = vec![0; 64 * 1024];
-    let (mut done, mut shown) = (0u64, 0u64);
+    let mut lines: u64 = 0;
     loop {
         let read = from.read(&mut buffer)?;
         if read == 0 {
             break;
         }
         out.write_all(&buffer[..read])?;
-        done += read as u64;
-        if watched && done - shown >= PROGRESS_EVERY {
-            shown = done;
-            write!(io::stderr(), "\r{} MiB", done >> 20)?;
+        if let Some(progress) = &mut progress {
+            lines += buffer[..read].iter().filter(|byte| **byte == b'\n').count() as u64;
+            progress.at(lines.saturating_sub(headings));
         }
-    }
-    if watched && shown > 0 {
-        writeln!(io::stderr())?;
     }
     Ok(out.flush()?)
 }

@@ -9,7 +9,7 @@ const WIDTH: u64 = 30;
 pub(super) struct Progress {
     what: &'static str,
     of: u64,
-    /// The percent that is on the screen; none if nobody looks.
+    /// What is on the screen, in percent or in thousands; none if nobody looks.
     shown: Option<u64>,
 }
 
@@ -20,13 +20,21 @@ impl Progress {
         Progress { what, of: of.max(1), shown }
     }
 
+    /// As above, where nobody knows how many there will be: it shows how many there are.
+    pub(super) fn of_unknown(what: &'static str) -> Progress {
+        Progress { of: u64::MAX, ..Progress::new(what, 0) }
+    }
+
     /// So many are done.
     pub(super) fn at(&mut self, done: u64) {
-        let percent = (done * 100 / self.of).min(100);
-        if self.shown.is_some_and(|shown| shown != percent) {
-            self.shown = Some(percent);
+        const SOME: u64 = 1_000;
+        let unknown = self.of == u64::MAX;
+        let look = if unknown { done / SOME } else { (done.saturating_mul(100) / self.of).min(100) };
+        if self.shown.is_some_and(|shown| shown != look) {
+            self.shown = Some(look);
+            let drawn = if unknown { tally(self.what, done) } else { bar(self.what, look) };
             // A screen that cannot be written to shows no bar; nothing else depends on it.
-            let _ = write!(io::stderr(), "\r{}", bar(self.what, percent));
+            let _ = write!(io::stderr(), "\r{drawn}");
         }
     }
 }
@@ -36,9 +44,13 @@ fn bar(what: &str, percent: u64) -> String {
     format!("{what:<10} [{}{}] {percent:>3} %", "#".repeat(full), " ".repeat(WIDTH as usize - full))
 }
 
+fn tally(what: &str, done: u64) -> String {
+    format!("{what:<10} {done}")
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
-        if self.shown.is_some_and(|shown| shown <= 100) {
+        if self.shown.is_some_and(|shown| shown != u64::MAX) {
             let _ = write!(io::stderr(), "\r{}\r", " ".repeat(WIDTH as usize + 20));
         }
     }

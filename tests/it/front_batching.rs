@@ -157,6 +157,129 @@ fn front_connections_are_taken_listed_filtered_and_exported() {
     assert_eq!(get(&daemon, "/v1/connections").1["count"], 3);
 }
 
+/// Takes records with a receipt and waits until they are in the database.
+fn take(daemon: &Daemon, records: &[Value]) {
+    let lines: String = records.iter().map(|record| format!("{record}\n")).collect();
+    let headers = [("content-type", "application/x-ndjson"), ("prefer", "durable")];
+    assert_eq!(send(daemon, "POST", "/v1/connections", &lines, &headers).0, 202);
+    let patience = std::time::Instant::now() + PATIENCE;
+    while get(daemon, "/v1/spool").1["records"] != 0 {
+        assert!(std::time::Instant::now() < patience, "the spool is sent at once");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn front_every_filter_of_connections_finds_what_it_says_and_nothing_else() {
+    let daemon = Daemon::start(&[]);
+    let id = |n: u32| format!("00000000-0000-4000-8000-{n:012}");
+    // Record n has what its bits say, so that each filter has a set of its own.
+    let records: Vec<Value> = (0..16_u32)
+        .map(|n| {
+            let who = |bit: u32| id(if n & bit == 0 { 1 } else { 2 });
+            let kind = ["ssh", "vscode", "workspace_app", "pipe"][n as usize % 4];
+            json!({
+                "id": id(100 + n), "type": kind, "status": "connected",
+                "time": format!("2026-01-01T00:00:{n:02}.250Z"), "connection_id": id(200 + n),
+                "organization_id": who(1), "workspace_owner_id": who(2), "workspace_id": who(4),
+                "user_id": who(8), "agent_name": if n & 8 == 0 { "main" } else { "a&b=ü" },
+                "labels": {"team": if n < 4 { "red" } else { "blue" }, "n": n.to_string()},
+            })
+        })
+        .collect();
+    take(&daemon, &records);
+    let ends: Vec<Value> = [4, 5]
+        .map(|n| {
+            json!({"type": "ssh", "status": "disconnected", "time": "2026-01-01T00:01:00Z", "connection_id": id(200 + n),
+                   "workspace_id": id(2), "agent_name": "main"})
+        })
+        .into();
+    take(&daemon, &ends);
+    let found = |query: &str| -> Vec<u32> {
+        let (status, answer) = get(&daemon, &format!("/v1/connections?{query}"));
+        assert_eq!(status, 200, "{query}: {answer}");
+        let rows = answer["connections"].as_array().expect("rows");
+        let number =
+            |row: &Value| -> u32 { row["labels"]["n"].as_str().expect("a label").parse().expect("a number") };
+        rows.iter().rev().map(number).collect()
+    };
+    let those = |is: &dyn Fn(u32) -> bool| -> Vec<u32> { (0..16).filter(|n| is(*n)).collect() };
+    let cases: [(&str, &dyn Fn(u32) -> bool); 19] = [
+        ("", &|_| true),
+        ("organization_id=00000000-0000-4000-8000-000000000002", &|n| n & 1 != 0),
+        ("workspace_owner_id=00000000-0000-4000-8000-000000000002", &|n| n & 2 != 0),
+        ("workspace_id=00000000-0000-4000-8000-000000000001", &|n| n & 4 == 0),
+        ("user_id=00000000-0000-4000-8000-000000000002", &|n| n & 8 != 0),
+        ("agent_name=a%26b%3D%C3%BC", &|n| n & 8 != 0),
+        ("connection_id=00000000-0000-4000-8000-000000000207", &|n| n == 7),
+        ("type=pipe", &|n| n % 4 == 3),
+        ("type=ssh,pipe", &|n| n % 4 == 0 || n % 4 == 3),
+        ("status=completed", &|n| n % 4 == 2 || n == 4 || n == 5),
+        ("status=ongoing", &|n| !(n % 4 == 2 || n == 4 || n == 5)),
+        ("status=ongoing,completed", &|_| true),
+        ("connected_after=2026-01-01T00:00:05.250Z", &|n| n >= 5),
+        ("connected_after=2026-01-01T00:00:05.251Z", &|n| n >= 6),
+        ("connected_before=2026-01-01T00:00:05.250Z", &|n| n <= 5),
+        ("connected_before=2026-01-01T00:00:05.249Z", &|n| n <= 4),
+        ("label.team=red", &|n| n < 4),
+        ("label.team=red&label.n=2", &|n| n == 2),
+        ("type=ssh&status=ongoing&label.team=blue&connected_before=2026-01-01T01:00:10%2B01:00", &|n| n == 8),
+    ];
+    for (query, is) in cases {
+        assert_eq!(found(query), those(is), "{query}");
+        let (status, answer) = get(&daemon, &format!("/v1/connections?limit=1&{query}"));
+        assert_eq!((status, &answer["count"]), (200, &json!(those(is).len())), "{query}: counted, not paged");
+        let (_, lines) = daemon.get(&format!("/v1/connections/export?{query}"));
+        assert_eq!(lines.lines().count(), those(is).len(), "{query}: exported");
+    }
+    assert_eq!(found("limit=3&offset=2"), [11, 12, 13], "newest first, two left out");
+    let (mut paged, mut after) = (Vec::new(), String::new());
+    loop {
+        let (_, answer) = get(&daemon, &format!("/v1/connections?limit=5{after}"));
+        paged.extend(answer["connections"].as_array().expect("rows").iter().map(|row| row["id"].clone()));
+        let Some(next) = answer["next"].as_str() else { break };
+        after = format!("&after={next}");
+    }
+    let all: Vec<Value> = (0..16).rev().map(|n| json!(id(100 + n))).collect();
+    assert_eq!(paged, all, "every row once, over four pages");
+    for bad in [
+        "organization_id=1",
+        "workspace_id=",
+        "connected_before=yesterday",
+        "limit=1001",
+        "offset=-1",
+        "status=",
+    ] {
+        let (status, refused) = get(&daemon, &format!("/v1/connections?{bad}"));
+        assert_eq!((status, &refused["code"]), (400, &json!("bad_parameter")), "{bad}: {refused}");
+        assert_eq!(get(&daemon, &format!("/v1/connections/export?{bad}")).0, 400, "{bad}");
+    }
+}
+
+#[test]
+fn front_an_export_as_csv_has_the_promised_columns_and_parses() {
+    let daemon = Daemon::start(&[]);
+    let id = "00000000-0000-4000-8000-000000000001";
+    take(
+        &daemon,
+        &[json!({
+            "id": id, "type": "ssh", "status": "disconnected", "time": "2026-01-01T00:00:00.5Z", "code": -1,
+            "disconnect_reason": "said \"no\",\nand left", "ip": "2001:db8::1", "user_agent": "=HYPERLINK(\"x\")",
+            "labels": {"a": "1,2"}, "connection_id": id,
+        })],
+    );
+    let (_, csv) = daemon.get("/v1/connections/export?format=csv");
+    assert_eq!(
+        csv,
+        format!(
+            "id,type,status,connect_time,disconnect_time,disconnect_reason,code,ip,user_agent,user_id,slug_or_port,\
+             organization_id,workspace_owner_id,workspace_id,workspace_name,agent_name,connection_id,labels\r\n\
+             {id},ssh,disconnected,2026-01-01T00:00:00.500Z,2026-01-01T00:00:00.500Z,\"said \"\"no\"\",\nand left\",\
+             -1,2001:db8::1,\"'=HYPERLINK(\"\"x\"\")\",,,,,,,,{id},\"{{\"\"a\"\":\"\"1,2\"\"}}\"\r\n"
+        )
+    );
+}
+
 #[test]
 fn cli_spool_tells_verifies_and_repairs() {
     let daemon = Daemon::start(&[]);

@@ -31,6 +31,7 @@ mod doors;
 mod effort;
 mod engine;
 mod examples;
+mod exports;
 mod fault_pipes;
 mod fault_receipts;
 mod fault_spool;
