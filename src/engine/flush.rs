@@ -466,7 +466,7 @@ impl FlushMetadata {
     ) -> Result<(), (Vec<(metadata::Key, metadata::Entry)>, StoreError)> {
         self.observe(&entries);
         let began = self.rt.now();
-        let stamp = self.door.stamp(began).max(self.floor);
+        let stamp = self.door.stamp(began);
         let (sight, more) = (self.sight, self.more.clone());
         let splits = self.figures.splits.clone();
         if let Err(error) = self.store() {

@@ -64,7 +64,8 @@ pub(super) fn upsert_metadata(
     let errors: Vec<&str> = rows.iter().map(|(_, entry)| entry.error.as_str()).collect();
     let ages: Vec<i64> = rows
         .iter()
-        .map(|(_, entry)| i64::try_from(now.since(entry.collected_at).as_micros()).unwrap_or(i64::MAX))
+        // Less than nothing for what was dated after a write before it: it must stay after it.
+        .map(|(_, entry)| now.0.saturating_sub(entry.collected_at.0))
         .collect();
     let floor = floor.map(Timestamp);
     let args: [&(dyn ToSql + Sync); 6] = [&agents, &keys, &values, &errors, &ages, &floor];

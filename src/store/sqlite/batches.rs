@@ -47,7 +47,8 @@ pub(super) fn upsert_metadata(
             register.execute(params![agent, key.agent.to_string()]).map_err(at)?;
             last = Some(key.agent);
         }
-        let collected_at = here - now.since(entry.collected_at);
+        // Less than nothing for what was dated after a write before it: it must stay after it.
+        let collected_at = Wall(here.0.saturating_sub(now.0.saturating_sub(entry.collected_at.0)));
         let wrote =
             write.execute(params![agent, &*key.key, entry.value, entry.error, collected_at.0]).map_err(at)?;
         if wrote > 0 {

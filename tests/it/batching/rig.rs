@@ -54,6 +54,8 @@ pub(super) struct Faulty {
     pub(super) metadata_writes: AtomicU64,
     /// How long a write of metadata takes to begin, in milliseconds.
     pub(super) metadata_lag: AtomicU64,
+    /// So many writes of metadata are committed and answered with a failure.
+    pub(super) metadata_lost_answers: AtomicU64,
     /// The ids of every row a write of which was answered with success, in order.
     pub(super) stored: Mutex<Vec<Uuid>>,
 }
@@ -71,6 +73,7 @@ impl Faulty {
             rows: AtomicU64::new(0),
             metadata_writes: AtomicU64::new(0),
             metadata_lag: AtomicU64::new(0),
+            metadata_lost_answers: AtomicU64::new(0),
             stored: Mutex::default(),
         })
     }
@@ -248,7 +251,9 @@ impl MetadataStore for Conn<dyn MetadataStore> {
             self.faulty.rt.sleep(Duration::from_millis(lag));
         }
         let done = self.store.upsert(rows, now, sight)?;
-        if after { Err(timeout()) } else { Ok(done) }
+        let lost = self.faulty.metadata_lost_answers.load(Relaxed);
+        self.faulty.metadata_lost_answers.store(lost.saturating_sub(1), Relaxed);
+        if after || lost > 0 { Err(timeout()) } else { Ok(done) }
     }
     fn read(&mut self, agents: &[Uuid]) -> Result<Vec<MetadataRead>, StoreError> {
         self.faulty.gate()?;
