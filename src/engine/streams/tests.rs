@@ -167,6 +167,22 @@ fn committed_parts_are_not_replayed_and_the_draft_is() {
 }
 
 #[test]
+fn what_an_ended_turn_left_uncommitted_is_not_shown_to_who_comes_later() {
+    let world = World::new();
+    let engine = world.replica();
+    let streams = engine.streams();
+    streams.create("chat/1", CreateStream::default()).expect("made");
+    let turn = streams.run("chat/1").expect("nobody runs it");
+    turn.part(&1).expect("held");
+    turn.commit(None, &"one").expect("held");
+    turn.part(&2).expect("held");
+    turn.finish().expect("held");
+    let mut follow = streams.follow("chat/1", FollowOptions::default()).expect("there");
+    let expected = ["hello", "status done", "message 1 \"one\"", "commit 1 1", "live false 0"];
+    assert_eq!(until(&mut follow, "live"), expected);
+}
+
+#[test]
 fn whoever_comes_back_gets_what_it_missed_and_nothing_twice() {
     let world = World::new();
     let engine = world.replica();

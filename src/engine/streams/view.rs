@@ -383,7 +383,9 @@ impl View {
 
     fn tell_parts(&self, turn: &Turn, cursor: &mut Cursor, stage: Stage, ts: i64, out: &mut Vec<Event>) {
         let knows_turn = cursor.turn == turn.number();
-        if turn.is_closed() && matches!(stage, Stage::Snapshot(_)) && !knows_turn {
+        // A message of the turn that the snapshot had does not make a newcomer know its draft.
+        let is_new = matches!(stage, Stage::Snapshot(greeted) if !knows_turn || greeted.rest.is_none());
+        if turn.is_closed() && is_new {
             // The draft of a turn that has ended is nothing to begin with.
             return;
         }
