@@ -360,6 +360,19 @@ fn real_a_turn_is_read_whole_through_a_replica_that_does_not_run_it() {
 }
 
 #[test]
+fn real_a_turn_that_has_just_ended_is_read_through_another_replica() {
+    let Some(store) = cluster::database() else { return };
+    let (a, b) = (replica(&store, &[]), replica(&store, &[]));
+    create(&a, "chat/1");
+    let turn = claim(&a, "chat/1");
+    produce(&a, "chat/1", &turn, 1, 3);
+    let (status, _) = post(&a, "/v1/streams/chat/1/turns/1/finish", Some(&turn.1), r#"{"status":"done"}"#);
+    assert_eq!(status, 200);
+    assert_eq!(b.get("/v1/streams/chat/1/turns/1"), (200, "1\n2\n3\n".to_owned()));
+    assert_eq!(b.get("/v1/streams/chat/1/turns/2").0, 404, "of a turn that never was there is nothing");
+}
+
+#[test]
 fn real_replicas_restart_one_after_another_and_no_follow_fails() {
     let Some(store) = cluster::database() else { return };
     let mut fleet = vec![replica(&store, &[]), replica(&store, &[])];

@@ -39,6 +39,9 @@
 //! | worker killed: lease expires, another takes over | s `sim_a_worker_that_is_killed_…`, r `real_a_killed_worker_…` |
 //! | every notice lost for a minute | h `sim_trap_every_notice_is_lost_for_a_minute` |
 //! | two viewers share one relay | s `sim_two_viewers_share_one_relay`, r `real_two_viewers_share_one_link_…` |
+//! | a dial that lies | `lies` `sim_a_worker_that_lies_…`, `sim_a_dial_that_another_replica_answers_…` |
+//! | a worker whose lease ran out unnoticed | `lies` `sim_trap_a_worker_whose_lease_ran_out_unnoticed_…` |
+//! | errands over bad links | `lies` `sim_what_is_carried_over_bad_links_…` |
 //! | 10,000 followers on three replicas see the same sequence | h `sim_followers_of_one_stream_on_three_replicas_see_the_same` |
 
 use std::sync::Arc;
@@ -61,6 +64,8 @@ use towpath::testing::{
     BusFaults, FaultyStores, FlakyBus, Net, NetFaults, Serving, Sim, StoreFaults, Sweep, Test,
 };
 use towpath::wire::Limits;
+
+mod lies;
 
 const CHAT: &str = "chat/1";
 
@@ -102,6 +107,11 @@ impl World {
     }
 
     fn replica(&self, name: &str, rt: &Rt) -> Result<Replica> {
+        self.replica_reached_at(name, rt, &format!("ws://{name}"))
+    }
+
+    /// One that says that its relay is there.
+    fn replica_reached_at(&self, name: &str, rt: &Rt, url: &str) -> Result<Replica> {
         let crew = Crew::new(rt);
         let mut node = self.net.node(name, rt);
         let wire = node.wire();
@@ -111,7 +121,7 @@ impl World {
         let config = ReplicasConfig {
             id,
             hostname: name.to_owned(),
-            relay_url: Some(format!("ws://{name}")),
+            relay_url: Some(url.to_owned()),
             version: "0".into(),
         };
         let registry = ReplicasEngine::start(&crew, config, &*stores, &bus, Some(wire.clone()))?;
@@ -197,7 +207,9 @@ impl Viewer {
                 if let Some(fold) = row.fold
                     && (fold.turn, fold.upto) > (self.turn, self.last)
                 {
-                    (self.turn, self.last, self.anywhere) = (fold.turn, fold.upto, false);
+                    (self.turn, self.last) = (fold.turn, fold.upto);
+                    // Parts behind it that were said to be gone stay gone.
+                    self.anywhere &= self.resets.last() == Some(&Reset::Gap);
                 }
             }
             What::Part { turn, n, .. } => {

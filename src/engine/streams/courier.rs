@@ -8,6 +8,11 @@
 //! and whoever asked is told once. What was sent and not answered when a link is lost is not sent again, since
 //! nobody knows whether it was done: its asker hears `worker_unreachable`, and asks again under the same
 //! `Idempotency-Key` or part number.
+//!
+//! A worker may have changed since its link was opened. One that says that it does not run the turn has done
+//! nothing, so the errand goes back to where it waited and the store is asked again. A turn that has ended is read
+//! where it ran as long as its parts stay; nobody writes down where that was, so the replicas that are alive are
+//! asked one after another.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,8 +23,9 @@ use uuid::Uuid;
 
 use crate::engine::reader::Pool;
 use crate::engine::worker::{Inbox, Refused, Room};
-use crate::rt::{self, Cancel, Moment, Rt};
+use crate::rt::{self, Cancel, Moment, Rt, Wall};
 use crate::state::relay::SILENCE_MAX;
+use crate::state::turn::GRACE;
 use crate::store::StoreError;
 use crate::store::streams::{Address, Fence, Found, StreamRow};
 use crate::wire::websocket::close;
@@ -74,6 +80,8 @@ enum Way {
 struct Sent {
     errand: Errand,
     bytes: usize,
+    until: Moment,
+    again: bool,
 }
 
 /// An errand that waits for the link.
@@ -82,6 +90,8 @@ struct Waiting {
     text: String,
     no: u64,
     until: Moment,
+    /// Whether a replica has said already that it has not got the turn.
+    again: bool,
 }
 
 /// Everything about one stream.
@@ -93,6 +103,10 @@ struct Line {
     out_bytes: usize,
     /// Whoever feeds a turn hears through this that it was asked to stop.
     watched: Vec<(Fence, Cancel)>,
+    /// The other end does not run the turn: nothing more is sent there, and the store is asked again.
+    astray: bool,
+    /// Who is still to be asked for a turn that has ended.
+    seeks: Option<Vec<Uuid>>,
     wait: Duration,
     used: Moment,
 }
@@ -147,6 +161,8 @@ impl Courier {
             out: BTreeMap::new(),
             out_bytes: 0,
             watched: Vec::new(),
+            astray: false,
+            seeks: None,
             wait: REDIAL.0,
             used: now,
         });
@@ -155,7 +171,7 @@ impl Courier {
             return errand.refuse(StreamError::Full);
         }
         line.waiting_bytes += text.len();
-        line.waiting.push_back(Waiting { errand, text, no: self.no, until: now + SEND_WAIT });
+        line.waiting.push_back(Waiting { errand, text, no: self.no, until: now + SEND_WAIT, again: false });
         if is_new {
             return self.look(stream);
         }
@@ -166,14 +182,15 @@ impl Courier {
     fn send(&mut self, stream: Uuid) {
         let Some(line) = self.lines.get_mut(&stream) else { return };
         let Way::Open { link, .. } = &line.way else { return };
-        while line.out_bytes < OUT_BYTES
+        while !line.astray
+            && line.out_bytes < OUT_BYTES
             && let Some(waiting) = line.waiting.pop_front()
         {
-            let Waiting { errand, text, no, .. } = waiting;
+            let Waiting { errand, text, no, until, again } = waiting;
             link.send(Frame::text(&text));
             line.waiting_bytes -= text.len();
             line.out_bytes += text.len();
-            line.out.insert(no, Sent { errand, bytes: text.len() });
+            line.out.insert(no, Sent { errand, bytes: text.len(), until, again });
         }
     }
 
@@ -206,12 +223,15 @@ impl Courier {
             }
         };
         let (turn, run) = (row.state.turn_no, row.state.status.run().copied());
+        // The store's clock is not this one's.
+        let stays = |at: Wall| self.rt.wall() < at + GRACE + GRACE;
+        if run.is_none() && row.state.turn_closed_at.is_some_and(stays) {
+            return self.seek(now, stream, turn);
+        }
+        line.seeks = None;
         let Some(run) = run.filter(|run| run.worker != self.replica) else {
             // Nobody runs it, or this replica does, whose room has just said that it does not.
-            return self.give_up(stream, |errand| match errand {
-                Errand::ReadTurn(_) => errand.not_here(),
-                _ => StreamError::TurnLost { turn: errand.turn() },
-            });
+            return self.give_up(stream, Errand::over);
         };
         let holds = |fence: Fence| fence.turn == turn && fence.lease == run.lease;
         line.watched.retain(|(fence, cancel)| {
@@ -226,10 +246,7 @@ impl Courier {
         line.waiting = for_it;
         for waiting in others {
             line.waiting_bytes -= waiting.text.len();
-            let error = match &waiting.errand {
-                Errand::ReadTurn(_) => waiting.errand.not_here(),
-                errand => StreamError::TurnLost { turn: errand.turn() },
-            };
+            let error = waiting.errand.over();
             waiting.errand.refuse(error);
         }
         if line.waiting.is_empty() && line.watched.is_empty() {
@@ -237,6 +254,39 @@ impl Courier {
             return;
         }
         self.dial(now, stream, run.worker);
+    }
+
+    /// Reads of the turn that has just ended go to the next replica that may have run it; nothing else can come
+    /// of what waits.
+    fn seek(&mut self, now: Moment, stream: Uuid, turn: u32) {
+        let Some(line) = self.lines.get_mut(&stream) else { return };
+        let is_read = |waiting: &Waiting| {
+            matches!(waiting.errand, Errand::ReadTurn(_)) && waiting.errand.turn() == turn
+        };
+        let (reads, others): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut line.waiting).into_iter().partition(is_read);
+        line.waiting = reads;
+        for (_, cancel) in line.watched.drain(..) {
+            cancel.cancel();
+        }
+        for waiting in others {
+            line.waiting_bytes -= waiting.text.len();
+            let error = waiting.errand.over();
+            waiting.errand.refuse(error);
+        }
+        let replicas = &self.ways.replicas;
+        let alive = || {
+            let reached = replicas.peers().into_iter().filter(|peer| peer.relay_url.is_some());
+            reached.map(|peer| peer.id).collect()
+        };
+        let next = match line.waiting.is_empty() {
+            true => None,
+            false => line.seeks.get_or_insert_with(alive).pop(),
+        };
+        match next {
+            Some(peer) => self.dial(now, stream, peer),
+            None => self.give_up(stream, Errand::over),
+        }
     }
 
     fn dial(&mut self, now: Moment, stream: Uuid, worker: Uuid) {
@@ -273,6 +323,7 @@ impl Courier {
     /// The worker was not reached; what waits goes on waiting as long as it may.
     fn rest(&mut self, now: Moment, stream: Uuid) {
         let Some(line) = self.lines.get_mut(&stream) else { return };
+        line.astray = false;
         line.way = Way::Resting { until: now + line.wait };
         line.wait = (line.wait * 2).min(REDIAL.1);
     }
@@ -350,8 +401,17 @@ impl Courier {
     fn did(&mut self, now: Moment, stream: Uuid, no: u64, did: Did) {
         let Some(line) = self.lines.get_mut(&stream) else { return };
         line.used = now;
-        let Some(Sent { errand, bytes }) = line.out.remove(&no) else { return };
+        let Some(Sent { errand, bytes, until, again }) = line.out.remove(&no) else { return };
         line.out_bytes -= bytes;
+        if did.is_elsewhere() && (!again || line.seeks.is_some()) {
+            // Its number is its place among those that wait.
+            let text = errand.carried(no);
+            let at = line.waiting.partition_point(|waiting| waiting.no < no);
+            line.waiting_bytes += text.len();
+            line.waiting.insert(at, Waiting { errand, text, no, until, again: true });
+            line.astray = true;
+            return self.turn_back(now, stream);
+        }
         let (rt, watched) = (&self.rt, &mut line.watched);
         errand.settle(did, |fence| match watched.iter().find(|(of, _)| *of == fence) {
             Some((_, cancel)) => cancel.clone(),
@@ -361,7 +421,18 @@ impl Courier {
                 cancel
             }
         });
+        self.turn_back(now, stream);
         self.send(stream);
+    }
+
+    /// Leaves a replica that does not run the turn, once it has answered everything.
+    fn turn_back(&mut self, now: Moment, stream: Uuid) {
+        let Some(line) = self.lines.get_mut(&stream) else { return };
+        if line.astray && line.out.is_empty() {
+            crate::mark!(courier_turned_back);
+            line.hang_up();
+            self.rest(now, stream);
+        }
     }
 
     /// The link is gone. What was sent on it may or may not have been done.
@@ -377,8 +448,10 @@ impl Courier {
                     let text = sent.errand.carried(self.no);
                     line.waiting_bytes += text.len();
                     let until = now + SEND_WAIT;
-                    line.waiting.push_back(Waiting { errand: sent.errand, text, no: self.no, until });
+                    let again = sent.again;
+                    line.waiting.push_back(Waiting { errand: sent.errand, text, no: self.no, until, again });
                 }
+                _ if crate::planted!("errand lost with its link") => {}
                 _ => sent.errand.refuse(StreamError::Unreachable),
             }
         }

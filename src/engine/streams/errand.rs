@@ -79,6 +79,14 @@ impl Errand {
         }
     }
 
+    /// What it is told once the store says that nobody runs the turn for it.
+    pub(super) fn over(&self) -> StreamError {
+        match self {
+            Errand::ReadTurn(_) => self.not_here(),
+            _ => StreamError::TurnLost { turn: self.turn() },
+        }
+    }
+
     /// Tells whoever asked that nothing came of it.
     pub(super) fn refuse(self, error: StreamError) {
         match self {
@@ -238,6 +246,13 @@ pub(super) enum Did {
     Read { first: u32, parts: Vec<Box<RawValue>>, last: u32, closed: bool, evicted: bool },
     Watched,
     Failed(Fail),
+}
+
+impl Did {
+    /// Whether the other end has not got the turn, and so did nothing.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(self, Did::Failed(Fail::NotHere | Fail::NoTurn(_)))
+    }
 }
 
 impl From<Accepted> for Did {
