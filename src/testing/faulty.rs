@@ -4,6 +4,7 @@
 //! fault or a delay. So a transaction is one step of the simulation, and what an engine sees of it is
 //! every way a database can answer: "failed after commit" looks exactly like "failed before".
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,12 +55,16 @@ pub struct Faulty<S> {
     rt: Rt,
     /// Shared with whoever made it, which may change its mind.
     faults: Arc<Lock<StoreFaults>>,
+    calls: Calls,
 }
+
+/// How often each call was made.
+type Calls = Arc<Lock<BTreeMap<String, u64>>>;
 
 impl<S> Faulty<S> {
     /// Wraps `inner`; its calls are on the tapes of `rt`'s run.
     pub fn new(inner: S, rt: &Rt, faults: StoreFaults) -> Faulty<S> {
-        Faulty { inner, rt: rt.clone(), faults: Arc::new(Lock::new(faults)) }
+        Faulty { inner, rt: rt.clone(), faults: Arc::new(Lock::new(faults)), calls: Calls::default() }
     }
 
     /// One call: `broken` makes the error of a call that failed on the way.
@@ -73,6 +78,7 @@ impl<S> Faulty<S> {
         transaction: impl FnOnce(&mut S) -> Result<T, E>,
     ) -> Result<T, E> {
         self.rt.point(Op::Store, &[name]);
+        *self.calls.lock().entry(name.to_owned()).or_default() += 1;
         let faults = *self.faults.lock();
         self.delay(faults);
         if self.chance("store before", faults.before) {
@@ -115,12 +121,18 @@ pub struct FaultyStores<S> {
     inner: S,
     rt: Rt,
     faults: Arc<Lock<StoreFaults>>,
+    calls: Calls,
 }
 
 impl<S: Stores> FaultyStores<S> {
     /// Wraps `inner`.
     pub fn new(inner: S, rt: &Rt, faults: StoreFaults) -> FaultyStores<S> {
-        FaultyStores { inner, rt: rt.clone(), faults: Arc::new(Lock::new(faults)) }
+        FaultyStores { inner, rt: rt.clone(), faults: Arc::new(Lock::new(faults)), calls: Calls::default() }
+    }
+
+    /// How often a method of any of them was called, by its name.
+    pub fn calls(&self, name: &str) -> u64 {
+        self.calls.lock().get(name).copied().unwrap_or_default()
     }
 
     /// From now on they are this bad, those that were opened before too.
@@ -129,7 +141,7 @@ impl<S: Stores> FaultyStores<S> {
     }
 
     fn faulty<T>(&self, inner: T) -> Faulty<T> {
-        Faulty { inner, rt: self.rt.clone(), faults: self.faults.clone() }
+        Faulty { inner, rt: self.rt.clone(), faults: self.faults.clone(), calls: self.calls.clone() }
     }
 }
 

@@ -56,6 +56,7 @@ mod pipe_wire;
 mod pipes;
 mod process;
 mod readme;
+mod reconnects;
 #[cfg(feature = "postgres")]
 mod replicas;
 mod sessions;

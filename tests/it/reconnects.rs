@@ -1,0 +1,75 @@
+//! Many followers that come back at once, each with its token: what they missed is read for all of them
+//! together, one read for each page.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use towpath::bus::local::LocalBus;
+use towpath::engine::streams::{CreateStream, FollowOptions, Since, StreamsConfig, StreamsEngine, What};
+use towpath::engine::worker::Crew;
+use towpath::rt::Rt;
+use towpath::store::Identity;
+use towpath::store::sqlite::SqliteStores;
+use towpath::testing::{FaultyStores, StoreFaults};
+
+use crate::effort::slow;
+
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// History that a room does not keep in memory, in several pages.
+const MISSED: u64 = 16;
+const BYTES: usize = 60 * 1024;
+
+#[test]
+fn many_that_come_back_at_once_share_one_read_for_each_page() {
+    let many: usize = if slow() { 10_000 } else { 1_000 };
+    let rt = Rt::real();
+    let clock = {
+        let rt = rt.clone();
+        Arc::new(move || rt.wall())
+    };
+    let fresh = Identity { store: rt.uuid_v4(), epoch: rt.uuid_v4() };
+    let stores = SqliteStores::in_memory(clock, fresh).expect("memory is there");
+    let stores = Arc::new(FaultyStores::new(stores, &rt, StoreFaults::CALM));
+    let crew = Crew::new(&rt);
+    let bus = Arc::new(LocalBus::default());
+    let config = StreamsConfig::new(rt.uuid_v4(), stores.clone(), bus);
+    let engine = StreamsEngine::start(&crew, config).expect("it starts");
+    let streams = engine.streams();
+    streams.create("chat/1", CreateStream::default()).expect("made");
+    let token = streams.append("chat/1", None, &"seen").expect("written").token;
+    for n in 0..MISSED {
+        streams.append("chat/1", None, &format!("{n}:{}", "x".repeat(BYTES))).expect("written");
+    }
+
+    let options = FollowOptions { since: Since::After(token), ..FollowOptions::default() };
+    let before = stores.calls("catch_up");
+    // Nobody is answered before all have come.
+    stores.set_faults(StoreFaults { hang: (1, Duration::from_millis(500)), ..StoreFaults::CALM });
+    let mut follows: Vec<_> =
+        (0..many).map(|_| streams.follow("chat/1", options).expect("the stream is there")).collect();
+    stores.set_faults(StoreFaults::CALM);
+    let deadline = Instant::now() + PATIENCE;
+    for follow in &mut follows {
+        let mut missed = Vec::new();
+        loop {
+            assert!(Instant::now() < deadline, "not all are live again within {PATIENCE:?}");
+            let event = follow.next_within(Duration::from_secs(1)).expect("nobody is cut");
+            match event.map(|event| event.what) {
+                Some(What::Message(row)) => missed.push(row.id),
+                Some(What::Live { resumed, missed: counted }) => {
+                    assert_eq!((resumed, counted), (true, MISSED));
+                    break;
+                }
+                Some(What::Reset(why)) => panic!("its token is good: {why:?}"),
+                _ => {}
+            }
+        }
+        assert_eq!(missed, (2..=MISSED + 1).collect::<Vec<_>>(), "each once, in order");
+    }
+    let reads = stores.calls("catch_up") - before;
+    let pages = (MISSED as usize * BYTES).div_ceil(towpath::store::streams::PAGE_BYTES) as u64;
+    println!("{many} followers back at once: {reads} reads of {pages} pages");
+    // Some for who stands where; never one for each follower.
+    assert!(reads <= 3 * pages + 6, "{reads} reads of {pages} pages for {many} followers");
+}
