@@ -103,6 +103,12 @@ impl Cluster {
         format!("postgres://postgres@127.0.0.1:{}/{name}", self.port)
     }
 
+    /// A new, empty database, reached over the server's Unix socket; its address.
+    pub(crate) fn database_by_socket(&self) -> String {
+        let folder = self.base.display().to_string().replace('/', "%2F");
+        self.database().replace("127.0.0.1", &folder)
+    }
+
     /// A new, empty database; its address.
     pub(crate) fn database(&self) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);

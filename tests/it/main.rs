@@ -32,6 +32,8 @@ mod effort;
 mod engine;
 mod examples;
 mod exports;
+#[cfg(feature = "postgres")]
+mod fault_partition;
 mod fault_pipes;
 mod fault_receipts;
 mod fault_spool;
