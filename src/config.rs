@@ -300,7 +300,7 @@ settings! {
         inputs: u64 = "1000", restart;
         /// Live bytes that wait for one reader. One that is further behind is cut, and goes on from its token.
         queue: Size = "1MiB", restart;
-        /// Streams that are followed over one `/v1/ws`; the next is answered `full`.
+        /// Streams followed and agents watched over one `/v1/ws`; the next is answered `full`.
         follows: u64 = "1000", restart;
         /// Live reads (follows, watches, sockets) that one caller, by the name of its token, has open; the next is a
         /// 429. Without authentication callers are not told apart.

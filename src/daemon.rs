@@ -259,7 +259,7 @@ impl Daemon {
         router.sessions(front::Sessions::new(rt, config.limits.sessions, refused));
         router.guard(gate.clone());
         add_dashboard(&mut router);
-        front::streams::routes(&mut router, engine.streams(), follows_max(config));
+        front::streams::routes(&mut router, engine.streams(), engine.metadata(), follows_max(config));
         front::durable::routes(&mut router, engine.streams());
         let others = [
             front::agents::routes(engine.metadata()),

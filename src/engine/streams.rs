@@ -7,7 +7,6 @@
 //! Behind it stand the rooms of the merge loop (one for each shard of the streams), pools of threads that
 //! read and write ([`super::reader`]), and a keeper that renews leases and sweeps dead ones.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -27,7 +26,7 @@ use crate::store::streams::{
     ListStreams, NewStream, Page, QueuedRow, StreamRow, Sweep,
 };
 use crate::store::{Labels, StoreError, Stores};
-use crate::wire::{Doors, LinkHandle, Outlet};
+use crate::wire::{Closing, Doors, LinkHandle, Outlet};
 
 use super::reader::Pool;
 use super::visits::{Caller, Visit, Visits};
@@ -43,6 +42,7 @@ mod follow;
 mod follower;
 mod keeper;
 mod room;
+mod slow;
 mod turn;
 mod view;
 mod writes;
@@ -52,7 +52,7 @@ pub use courier::ERRANDS_PATH;
 pub use event::{Ended, Event, Hello, Reset, What};
 pub use figures::RelayFigures;
 pub use follow::{Follow, FollowOptions};
-pub use follower::{FollowerId, Format, QUEUE_BYTES_MAX, QUEUE_WAIT_MAX, Since};
+pub use follower::{Ends, FollowerId, Format, QUEUE_BYTES_MAX, QUEUE_WAIT_MAX, Since};
 pub use room::{
     Accepted, Alive, Living, Polled, RELAY_MESSAGE_MAX, RELAY_PATH, RELAY_TICKET, RelayWays, Then, TurnRead,
 };
@@ -453,6 +453,15 @@ struct Shared {
     stopped: AtomicBool,
     names: Arc<Names>,
     visits: Visits,
+    /// What callers are told apart by.
+    hasher: rt::Hasher,
+}
+
+/// Somebody who follows over a link: who it is, and its place in the connection log.
+#[derive(Debug)]
+pub struct Guest {
+    visit: Visit,
+    who: Option<slow::Who>,
 }
 
 /// Where streams were found, by name: ten thousand followers of one stream look it up once.
@@ -578,6 +587,7 @@ impl StreamsEngine {
             stopped: AtomicBool::new(false),
             names,
             visits,
+            hasher: rt.hasher(),
         };
         let streams = Streams { shared: Arc::new(shared) };
         Ok(StreamsEngine { rooms, courier, keeper: Some(keeper), pools, streams })
@@ -1102,8 +1112,9 @@ impl Streams {
     }
 
     /// Somebody follows the stream of that name: what [`Streams::follow_link`] is given.
-    pub fn visit(&self, caller: &Caller, name: &str, how: &'static str) -> Visit {
-        self.shared.visits.follower(caller, &[("stream", name), ("via", how)])
+    pub fn visit(&self, caller: &Caller, name: &str, how: &'static str) -> Guest {
+        let visit = self.shared.visits.follower(caller, &[("stream", name), ("via", how)]);
+        Guest { visit, who: slow::Who::of(caller, &self.shared.hasher) }
     }
 
     /// Follows over a link. Its events must reach [`Streams::outlet`] of the stream under the follower's
@@ -1115,12 +1126,38 @@ impl Streams {
         options: FollowOptions,
         link: LinkHandle,
         format: Format,
-        visit: Visit,
+        guest: Guest,
+    ) -> Result<(), StreamError> {
+        let tap = Tap::Link { link, format, ends: None };
+        self.follow_tap(id, stream, options, tap, guest)
+    }
+
+    /// Follows over a WebSocket that carries other follows too: one that ends leaves the link to the others,
+    /// and says so to `ends`.
+    pub fn follow_shared(
+        &self,
+        id: FollowerId,
+        stream: Uuid,
+        options: FollowOptions,
+        link: LinkHandle,
+        ends: Ends,
+        guest: Guest,
+    ) -> Result<(), StreamError> {
+        let tap = Tap::Link { link, format: Format::Ws, ends: Some(ends) };
+        self.follow_tap(id, stream, options, tap, guest)
+    }
+
+    fn follow_tap(
+        &self,
+        id: FollowerId,
+        stream: Uuid,
+        options: FollowOptions,
+        tap: Tap,
+        guest: Guest,
     ) -> Result<(), StreamError> {
         let FollowOptions { since, parts } = options;
-        let tap = Tap::Link { link, format };
-        let newcomer = Newcomer { id, stream, since, parts, tap, previous: None, visit };
-        self.to_room(stream, Message::Follow(newcomer))
+        let Guest { visit, who } = guest;
+        self.to_room(stream, Message::Follow(Newcomer { id, stream, since, parts, tap, who, visit }))
     }
 
     /// A follower's link, which belongs to somebody else, has sent a page of history.
@@ -1130,9 +1167,24 @@ impl Streams {
     }
 
     /// A follower's link, which belongs to somebody else, is gone, for this reason.
-    pub fn link_gone(&self, stream: Uuid, id: FollowerId, why: Cow<'static, str>) {
+    pub fn link_gone(&self, stream: Uuid, id: FollowerId, why: Closing) {
         // Once for each follower.
         drop(self.shared.shards.of(stream).control(Message::LinkGone(id, why)));
+    }
+
+    /// Ends a follow on a link that goes on. `then` is called once nothing more comes of it.
+    pub fn leave_link(
+        &self,
+        stream: Uuid,
+        id: FollowerId,
+        then: impl FnOnce() + Send + 'static,
+    ) -> Result<(), StreamError> {
+        self.to_room(stream, Message::Leave(id, Box::new(then)))
+    }
+
+    /// Ends a follow for this reason; its peer is told.
+    pub fn end_follow(&self, stream: Uuid, id: FollowerId, why: Ended) -> Result<(), StreamError> {
+        self.to_room(stream, Message::End(id, why))
     }
 
     /// Ends a follow.

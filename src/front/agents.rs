@@ -1,6 +1,5 @@
 //! `/v1/agents`: metadata over HTTP, read once or watched.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -8,6 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::connections::refusal;
+use super::watcher::Watcher;
 use super::{Reply, Request, Response, Role, Route};
 use crate::codec::connection::time_text;
 use crate::codec::sse::Event;
@@ -19,10 +19,10 @@ use crate::rt::Lock;
 use crate::state::watch::Scope;
 use crate::store::StoreError;
 use crate::store::metadata::{AgentRow, KeyRow};
-use crate::wire::{Frame, Happened, LinkHandle, Outlet, Owner};
+use crate::wire::{Frame, Happened, Outlet, Owner};
 
 /// Who may look at metadata.
-const READERS: &[Role] = &[Role::Agent, Role::Follower];
+pub(super) const READERS: &[Role] = &[Role::Agent, Role::Follower];
 
 /// The routes of agents and their metadata.
 pub fn routes(metadata: &Metadata) -> Vec<Route> {
@@ -195,73 +195,26 @@ fn read(metadata: &Metadata, request: &Request, reply: Reply) {
     );
 }
 
-/// A watcher behind a link. At most one frame is on its way; what comes meanwhile replaces what
-/// waits, so a slow reader gets the newest state and costs no memory beyond it.
-struct Watcher {
-    link: Lock<Option<LinkHandle>>,
-    websocket: bool,
-    waiting: Lock<Waiting>,
-}
-
-#[derive(Default)]
-struct Waiting {
-    /// A frame has not left yet.
-    busy: bool,
-    /// The link is gone.
-    gone: bool,
-    newest: BTreeMap<Uuid, Arc<AgentValues>>,
-}
-
-impl Watcher {
-    fn see(&self, values: &Arc<AgentValues>) -> bool {
-        {
-            let mut waiting = self.waiting.lock();
-            if waiting.gone {
-                return false;
-            }
-            waiting.newest.insert(values.agent, values.clone());
-        }
-        self.send(false);
-        true
-    }
-
-    /// Sends what waits, unless something is still on its way.
-    fn send(&self, passed: bool) {
-        let link = self.link.lock().clone();
-        let Some(link) = link else { return };
-        let newest = {
-            let mut waiting = self.waiting.lock();
-            waiting.busy &= !passed;
-            if waiting.busy || waiting.newest.is_empty() {
-                return;
-            }
-            waiting.busy = true;
-            std::mem::take(&mut waiting.newest)
-        };
-        for values in newest.values() {
-            let text = shown(values).to_string();
-            link.send_paced(if self.websocket {
-                Frame::text(&text)
-            } else {
-                Frame::chunk(&Event { event: Some("metadata"), data: &text, ..Event::default() }.to_vec())
-            });
-        }
-        link.mark(1);
-    }
-}
-
 fn watch(metadata: &Metadata, scope: Scope, request: &Request, reply: Reply) {
     let number = metadata.number();
     let websocket = request.wants_websocket();
-    let watcher = Arc::new(Watcher { link: Lock::new(None), websocket, waiting: Lock::default() });
+    let dress = move |values: &AgentValues| {
+        let text = shown(values).to_string();
+        match websocket {
+            true => Frame::text(&text),
+            false => {
+                Frame::chunk(&Event { event: Some("metadata"), data: &text, ..Event::default() }.to_vec())
+            }
+        }
+    };
+    let watcher = Watcher::new(1, Box::new(dress));
     let (heard, leaving) = (watcher.clone(), metadata.clone());
     let outlet = Outlet::new(move |events| {
         for event in events {
             match event.what {
-                Happened::Passed(_) => heard.send(true),
+                Happened::Passed(_) => heard.passed(),
                 Happened::Closed(_) => {
-                    heard.waiting.lock().gone = true;
-                    *heard.link.lock() = None;
+                    heard.end();
                     leaving.unwatch(number);
                 }
                 _ => {}
@@ -276,7 +229,7 @@ fn watch(metadata: &Metadata, scope: Scope, request: &Request, reply: Reply) {
     } else {
         reply.sse(Some(owner))
     };
-    *watcher.link.lock() = Some(link.clone());
+    watcher.open(link.clone());
     let seeing = watcher.clone();
     if let Err(error) = metadata.watch_with(number, scope, Box::new(move |values| seeing.see(values))) {
         link.close(crate::wire::websocket::close::TRY_AGAIN, error.to_string());

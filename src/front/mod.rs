@@ -83,6 +83,7 @@ mod secret;
 mod sessions;
 pub mod streams;
 mod token;
+mod watcher;
 
 pub use auth::{Guard, Op, OpenDoor, Principal, Role, Scope};
 pub use dashboard::add_dashboard;

@@ -15,11 +15,12 @@ use uuid::Uuid;
 use super::{Op, Reply, Request, Response, Role, Route, Router};
 use crate::codec::sse;
 use crate::codec::token::{Tag, Token};
+use crate::engine::metadata::Metadata;
 use crate::engine::streams::event::{is_text, push_input, push_queue};
 use crate::engine::streams::{
-    ClaimedTurn, CreateStream, FollowOptions, Format, Since, StreamError, Streams, Wanted, Written, address,
+    ClaimedTurn, CreateStream, FollowOptions, Format, Guest, Since, StreamError, Streams, Wanted, Written,
+    address,
 };
-use crate::engine::visits::Visit;
 use crate::state::stream::{Cursor, LeaseHash, OnLost};
 use crate::state::time::Wall;
 use crate::state::turn::PartRefused;
@@ -37,8 +38,8 @@ const LIST: usize = 100;
 /// What a message's body may have besides its content.
 const AROUND: usize = 4 * 1024;
 
-/// Adds the routes; the guard stands before this is called. A `/v1/ws` may follow so many streams.
-pub fn routes(router: &mut Router, streams: &Streams, follows_max: usize) {
+/// Adds the routes; the guard stands before this is called. A `/v1/ws` may follow so many streams and agents.
+pub fn routes(router: &mut Router, streams: &Streams, metadata: &Metadata, follows_max: usize) {
     let with = |route: Route, handle: fn(&Streams, Request, Reply)| {
         let streams = streams.clone();
         route.to(move |request, reply| handle(&streams, request, reply))
@@ -192,12 +193,16 @@ pub fn routes(router: &mut Router, streams: &Streams, follows_max: usize) {
     for route in all {
         router.add(route);
     }
-    let (streams, guard) = (streams.clone(), router.guarded_by().clone());
+    let behind = socket::Behind {
+        streams: streams.clone(),
+        metadata: metadata.clone(),
+        guard: router.guarded_by().clone(),
+    };
     let socket = Route::get("/v1/ws")
         .live()
-        .about("Many follows and writes on one WebSocket, subprotocol towpath.v1")
+        .about("Many follows, watches and writes on one WebSocket, subprotocol towpath.v1")
         .answers(&[101]);
-    router.add(socket.to(move |request, reply| socket::open(&streams, &guard, follows_max, request, reply)));
+    router.add(socket.to(move |request, reply| socket::open(&behind, follows_max, request, reply)));
 }
 
 /// What went wrong, as a problem document.
@@ -755,7 +760,7 @@ fn follow(
     stream: Uuid,
     options: FollowOptions,
     format: Format,
-    visit: Visit,
+    guest: Guest,
     reply: Reply,
 ) {
     /// A follower has nothing to say that is longer.
@@ -772,7 +777,7 @@ fn follow(
     if format == Format::Sse {
         link.send_paced(Frame::chunk(&sse::retry(std::time::Duration::from_secs(1))));
     }
-    if let Err(error) = streams.follow_link(id, stream, options, link.clone(), format, visit) {
+    if let Err(error) = streams.follow_link(id, stream, options, link.clone(), format, guest) {
         log::warn!("follow refused stream={stream} error={error}");
         link.close(1013, "try again later");
     }

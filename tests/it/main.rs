@@ -47,6 +47,7 @@ mod front_crowd;
 mod front_entrance;
 mod front_limits;
 mod front_scarce;
+mod front_socket;
 mod front_streams;
 mod fuzz;
 mod http_heads;

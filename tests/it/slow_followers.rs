@@ -123,6 +123,8 @@ fn one_stalls(upgrade: bool) {
     let mut back = follow(&daemon, upgrade, &token.expect("it had begun"));
     let mut rest = Vec::new();
     assert!(read_until(&mut back, &mut rest, "\"t\":\"live\""), "it follows again");
+    let hello = String::from_utf8_lossy(&rest).into_owned();
+    assert!(hello.contains("\"previous\":\"slow\""), "it is told why its last link ended: {hello:.600}");
     ids.extend(shown(&rest).0);
     assert_eq!(ids, (1..=MESSAGES).collect::<Vec<_>>(), "each once, in order");
 }

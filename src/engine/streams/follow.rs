@@ -13,7 +13,7 @@ use crate::state::stream::Cursor;
 use super::super::visits::Caller;
 use super::event::{Ended, Event, What};
 use super::follower::{Channel, FollowerId, News, Since, Tap};
-use super::room::{Message, Newcomer};
+use super::room::Message;
 use super::{StreamError, Streams, address};
 
 /// How many events a follower's channel holds; what does not fit waits in the room, up to its bound.
@@ -96,10 +96,8 @@ impl Streams {
         let (tx, rx) = self.rt().channel("follow", EVENTS);
         let news = Arc::new(News::default());
         let tap = Tap::Channel(Channel::new(tx, self.limits().queue_bytes_max, news.clone()));
-        let FollowOptions { since, parts } = options;
-        let visit = self.visit(&Caller::default(), name, "process");
-        let newcomer = Newcomer { id, stream, since, parts, tap, previous: None, visit };
-        self.to_room(stream, Message::Follow(newcomer))?;
+        let guest = self.visit(&Caller::default(), name, "process");
+        self.follow_tap(id, stream, options, tap, guest)?;
         Ok(Follow { streams: self.clone(), stream, id, events: Some(rx), news, last: None, over: false })
     }
 }

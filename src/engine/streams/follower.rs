@@ -1,6 +1,7 @@
 //! A follower as the room holds it: where it stands, and how it is reached.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 use crate::codec::sse;
 use crate::codec::token::Token;
 use crate::rt::{Moment, Sender, TrySendError};
-use crate::state::stream::Cursor;
+use crate::state::stream::{Cursor, Fold};
 use crate::store::streams::StreamRow;
 use crate::wire::websocket::close;
 use crate::wire::{Frame, LinkHandle};
@@ -18,12 +19,16 @@ use crate::wire::{Frame, LinkHandle};
 use super::super::visits::Visit;
 use super::durable;
 use super::event::{Ended, Event, Reset, What, is_text};
+use super::slow::Who;
 use super::view::Greeted;
 
 /// How many bytes may wait for a follower before it is cut, by default: 1 MiB.
 pub const QUEUE_BYTES_MAX: usize = 1 << 20;
 /// How long the oldest of them may wait: 10 s.
 pub const QUEUE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// One that has more than a quarter of its bound waiting gets parts and the message that stands for them as
+/// the message alone.
+const MERGE_ABOVE: usize = 4;
 /// How often a follower that has not said that it has room again is looked at.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -113,7 +118,26 @@ pub(super) enum Tap {
         link: LinkHandle,
         /// What it reads.
         format: Format,
+        /// Set where the link is not the follow's alone.
+        ends: Option<Ends>,
     },
+}
+
+/// Who hears that a follow has ended whose link goes on: which, why, and whether its peer was told.
+#[derive(Clone)]
+pub struct Ends(pub(super) Arc<dyn Fn(FollowerId, Ended, bool) + Send + Sync>);
+
+impl Ends {
+    /// Calls this on the room's thread: it must not block.
+    pub fn new(hear: impl Fn(FollowerId, Ended, bool) + Send + Sync + 'static) -> Ends {
+        Ends(Arc::new(hear))
+    }
+}
+
+impl fmt::Debug for Ends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ends")
+    }
 }
 
 /// A follower in this process: a channel, and what did not fit into it.
@@ -192,8 +216,28 @@ impl Channel {
             self.since = now;
         }
         self.bytes += event.what.weight();
+        if self.bytes > self.bytes_max / MERGE_ABOVE
+            && let What::Message(row) = &event.what
+            && let Some(fold) = row.fold
+        {
+            self.fold(fold);
+        }
         self.backlog.push_back(event);
         self.news.behind.store(true, Ordering::Release);
+    }
+
+    /// A message that comes behind its own parts stands for them: those that still wait are not told, as they
+    /// are not told to who comes back. What has left is what the message replaces.
+    fn fold(&mut self, fold: Fold) {
+        let bytes = &mut self.bytes;
+        self.backlog.retain(|event| {
+            let stays =
+                !matches!(event.what, What::Part { turn, n, .. } if turn == fold.turn && n <= fold.upto);
+            if !stays {
+                *bytes -= event.what.weight();
+            }
+            stays
+        });
     }
 
     /// Hands over what waits, as far as there is room now.
@@ -273,6 +317,8 @@ pub(super) struct Follower {
     pub(super) resumed: bool,
     /// How many messages its snapshot had.
     pub(super) missed: u64,
+    /// Who follows, if that is known.
+    pub(super) who: Option<Who>,
     /// Why an earlier follow of the same client was cut.
     pub(super) previous: Option<&'static str>,
     /// How it is reached.
@@ -301,7 +347,7 @@ impl Follower {
                 }
                 told
             }
-            Tap::Link { link, format } => {
+            Tap::Link { link, format, .. } => {
                 let unsaid = |event: &Event| {
                     matches!(event.what, What::Reset(Reset::History | Reset::Epoch | Reset::Gap))
                 };
@@ -318,12 +364,18 @@ impl Follower {
     }
 
     /// Ends it. `event` is the last one it gets, if it is known where it stands.
-    pub(super) fn end(&mut self, why: Ended, event: Option<(&Event, &Voice<'_>)>) {
+    pub(super) fn end(&mut self, id: FollowerId, why: Ended, event: Option<(&Event, &Voice<'_>)>) {
         match &mut self.tap {
             Tap::Channel(channel) => channel.end(why, event.map(|(event, _)| event)),
-            Tap::Link { link, format } => {
+            Tap::Link { link, format, ends } => {
                 if let Some((event, voice)) = event {
                     format.frames(std::slice::from_ref(event), voice, |frame| link.send(frame));
+                }
+                // A link that does not keep up, or whose engine stops, goes with all that it carries.
+                if let Some(Ends(hear)) = ends
+                    && !matches!(why, Ended::Slow | Ended::Stopped)
+                {
+                    return hear(id, why, event.is_some());
                 }
                 let code = match why {
                     Ended::Slow => CLOSE_SLOW,

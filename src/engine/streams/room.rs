@@ -9,7 +9,6 @@
 //! Notices are hints. They raise `hinted`, which causes a read, and what the read says is told. A hint that
 //! got lost is made up for by the poll.
 
-use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,7 +28,7 @@ use crate::store::StoreError;
 use crate::store::streams::{
     Address, CatchUp, Change, Draft, End, Fence, Found, Held, MessageRow, PAGE_BYTES, Page,
 };
-use crate::wire::{Doors, Group, Happened, LinkBatch, LinkHandle};
+use crate::wire::{Closing, Doors, Group, Happened, LinkBatch, LinkHandle};
 
 use super::StreamError;
 use super::courier::Word;
@@ -37,6 +36,7 @@ use super::durable::Cursors;
 use super::errand::Errand;
 use super::event::{Ended, Event, Hello, Reset, What};
 use super::follower::{Follower, FollowerId, Format, Since, Step, Tap, Told};
+use super::slow::{SlowOnes, Who};
 use super::view::{Brought, Greeted, Stage, View};
 use super::writes::{self, Desk};
 
@@ -67,7 +67,11 @@ pub(super) enum Message {
     /// A page of history has left for a follower whose link belongs to somebody else.
     Passed(FollowerId),
     /// The link of a follower is gone that belongs to somebody else, for this reason.
-    LinkGone(FollowerId, Cow<'static, str>),
+    LinkGone(FollowerId, Closing),
+    /// A follow is over whose link goes on: once nothing more comes of it, this is called.
+    Leave(FollowerId, Box<dyn FnOnce() + Send>),
+    /// A follow is to end, and its peer to be told why.
+    End(FollowerId, Ended),
     /// A claim of this replica was written.
     Begin(Begin),
     /// Something asked of a turn, and whether it has to stay here if the turn does not run here.
@@ -114,7 +118,7 @@ pub(super) struct Newcomer {
     pub since: Since,
     pub parts: bool,
     pub tap: Tap,
-    pub previous: Option<&'static str>,
+    pub who: Option<Who>,
     pub visit: Visit,
 }
 
@@ -371,6 +375,7 @@ pub(super) struct StreamsRoom {
     /// Turns that the store says run here and that nobody here has: which, and since when that is seen.
     orphans: HashMap<Uuid, (u32, Moment), rt::Hasher>,
     relays: Relays,
+    slow: SlowOnes,
 }
 
 impl StreamsRoom {
@@ -388,6 +393,7 @@ impl StreamsRoom {
             parts_bytes: 0,
             orphans: HashMap::with_hasher(around.rt.hasher()),
             relays: Relays::new(&around.rt, around.relay.clone()),
+            slow: SlowOnes::default(),
             around,
         }
     }
@@ -403,6 +409,11 @@ impl StreamsRoom {
             Message::Drained(id) => self.drained(now, id),
             Message::Passed(id) => self.passed(id),
             Message::LinkGone(id, why) => self.link_gone(id, &why),
+            Message::Leave(id, then) => {
+                self.unfollow(id);
+                then();
+            }
+            Message::End(id, why) => self.cut(id, why),
             Message::Poll(poll) => self.wait_for_news(poll),
             Message::Begin(begin) => self.begin(now, begin),
             Message::Errand(errand, stays) => self.errand(now, errand, stays),
@@ -438,7 +449,10 @@ impl StreamsRoom {
     }
 
     fn follow(&mut self, newcomer: Newcomer) {
-        let Newcomer { id, stream, since, parts, tap, previous, visit } = newcomer;
+        let Newcomer { id, stream, since, parts, tap, who, visit } = newcomer;
+        // Whoever begins anew has lost nothing by the cut, and may be somebody else.
+        let back = matches!(since, Since::After(_)) && self.slow.takes(self.around.rt.now(), stream, who);
+        let previous = back.then(|| Ended::Slow.name());
         let entry = self.streams.entry(stream).or_default();
         // Registered before anything is read for it: whatever happens from here on reaches it.
         entry.followers.push(id);
@@ -458,6 +472,7 @@ impl StreamsRoom {
             told_live: false,
             resumed: false,
             missed: 0,
+            who,
             previous,
             tap,
             visit,
@@ -481,7 +496,7 @@ impl StreamsRoom {
             let crowd = entry.crowd(follower.parts);
             match &follower.tap {
                 Tap::Channel(_) => crowd.channels.retain(|other| *other != id),
-                Tap::Link { link, format } => {
+                Tap::Link { link, format, .. } => {
                     if let Some(group) = crowd.group(*format) {
                         group.leave(link);
                     }
@@ -527,10 +542,7 @@ impl StreamsRoom {
             }
             match event.what {
                 Happened::Passed(id) => self.passed(id),
-                Happened::Closed(closing) => {
-                    self.say_if_slow(event.tag, closing.code);
-                    self.link_gone(event.tag, &closing.reason);
-                }
+                Happened::Closed(closing) => self.link_gone(event.tag, &closing),
                 Happened::Reset(_) => self.lost(event.tag),
                 Happened::Expired => self.cut(event.tag, Ended::Auth),
                 // A follower has nothing to say; what it says is not read on.
@@ -545,20 +557,22 @@ impl StreamsRoom {
     }
 
     /// A reader that did not keep up was cut where its bytes are queued; why, it may never read.
-    fn say_if_slow(&self, id: FollowerId, code: u16) {
+    fn say_if_slow(&mut self, id: FollowerId, code: u16) {
         use crate::wire::websocket::close::{SLOW, TRY_AGAIN};
         let Some(follower) = self.followers.get(&id).filter(|_| matches!(code, SLOW | TRY_AGAIN)) else {
             return;
         };
+        self.slow.note(self.around.rt.now(), follower.stream, follower.who);
         let view = self.streams.get(&follower.stream).and_then(|entry| entry.view.as_ref());
         let name = view.map_or("", |view| view.row.name.as_str());
         log::info!("follower ended stream={name} reason={}", Ended::Slow.name());
     }
 
-    fn link_gone(&mut self, id: FollowerId, why: &str) {
+    fn link_gone(&mut self, id: FollowerId, why: &Closing) {
+        self.say_if_slow(id, why.code);
         self.leave_group(id);
         if let Some(follower) = self.followers.get_mut(&id) {
-            follower.visit.end(why);
+            follower.visit.end(&why.reason);
         }
         self.unfollow(id);
     }
@@ -566,7 +580,7 @@ impl StreamsRoom {
     /// The link has left its group by itself: it is counted out, not taken out.
     fn leave_group(&mut self, id: FollowerId) {
         let Some(follower) = self.followers.get_mut(&id) else { return };
-        let (true, Tap::Link { link, format }) = (follower.joined, &follower.tap) else { return };
+        let (true, Tap::Link { link, format, .. }) = (follower.joined, &follower.tap) else { return };
         let (link, format) = (link.id(), *format);
         follower.joined = false;
         if let Some(entry) = self.streams.get_mut(&follower.stream)
@@ -590,7 +604,10 @@ impl StreamsRoom {
         let event = known.map(|view| Event { token: view.token(cursor), ts, what: What::Closed(why) });
         log::info!("follower ended stream={name} reason={}", why.name());
         let voice = entry.view.as_ref().map(|view| view.voice(hint));
-        follower.end(why, event.as_ref().zip(voice.as_ref()));
+        if why == Ended::Slow {
+            self.slow.note(self.around.rt.now(), follower.stream, follower.who);
+        }
+        follower.end(id, why, event.as_ref().zip(voice.as_ref()));
         follower.visit.end(why.name());
         self.unfollow(id);
     }
@@ -1427,7 +1444,7 @@ fn scatter(
         }
         follower.joined = false;
         follower.cursor = crowd.cursor;
-        if let Tap::Link { link, format } = &follower.tap
+        if let Tap::Link { link, format, .. } = &follower.tap
             && let Some(group) = crowd.group(*format)
         {
             group.leave(link);
@@ -1446,7 +1463,7 @@ fn join(
     debug_assert!(crowd.is_empty() || crowd.cursor == tip, "a crowd stands at the tip");
     match &follower.tap {
         Tap::Channel(_) => crowd.channels.push(id),
-        Tap::Link { link, format } => {
+        Tap::Link { link, format, .. } => {
             // A link without doors cannot be: whoever made it has them.
             let Some(doors) = doors else { return Told::Gone };
             crowd.group(*format).get_or_insert_with(|| doors.group()).join(link);

@@ -182,6 +182,35 @@ fn what_an_ended_turn_left_uncommitted_is_not_shown_to_who_comes_later() {
     assert_eq!(until(&mut follow, "live"), expected);
 }
 
+/// More than its channel holds waits for a follower, and the message that stands for it comes behind.
+#[test]
+fn parts_that_wait_are_left_out_when_their_message_comes_and_nothing_is_lost() {
+    let world = World::new();
+    let limits = Limits { queue_bytes_max: 64 * 1024, ..Limits::default() };
+    let engine = world.replica_with(limits);
+    let streams = engine.streams();
+    streams.create("chat/1", CreateStream::default()).expect("made");
+    let mut follow = streams.follow("chat/1", FollowOptions::default()).expect("there");
+    until(&mut follow, "live");
+    let turn = streams.run("chat/1").expect("nobody runs it");
+    let parts = 400;
+    for n in 1..=parts {
+        turn.part(&n).expect("held");
+    }
+    turn.commit(None, &"all").expect("held");
+    turn.part(&"next").expect("held");
+    turn.finish().expect("held");
+    let seen = until(&mut follow, "status done");
+    let told = |seen: &[String], n: u32| seen.iter().any(|event| event.starts_with(&format!("part 1.{n} ")));
+    let left_out = (1..=parts).filter(|n| !told(&seen, *n)).count();
+    assert!((1..parts as usize).contains(&left_out), "{left_out} of {parts}");
+    // Up to some part all came, behind it none, until the message.
+    let message = seen.iter().position(|event| event.starts_with("message 1 ")).expect("it came");
+    let before = seen[..message].iter().filter(|event| event.starts_with("part ")).count() as u32;
+    assert!((1..=before).all(|n| told(&seen, n)) && before as usize + left_out == parts as usize, "{before}");
+    assert_eq!(seen[message + 1..], ["commit 1 1", "part 1.401 \"next\"", "status done"]);
+}
+
 #[test]
 fn whoever_comes_back_gets_what_it_missed_and_nothing_twice() {
     let world = World::new();

@@ -1,35 +1,60 @@
-//! `/v1/ws`: many follows and writes over one WebSocket, subprotocol `towpath.v1`.
+//! `/v1/ws`: many follows, watches and writes over one WebSocket, subprotocol `towpath.v1`.
 //!
 //! The client sends `{"id":1,"op":"follow","s":"chat/7",…}` and is answered `{"re":1,"ok":{…}}` or
 //! `{"re":1,"error":{"code":…,"detail":…}}`. Events arrive in their envelope. What is asked is read on the
 //! socket's I/O thread and handed to whoever does it; the answer comes from there.
+//!
+//! A follow that ends by itself says `closed` and leaves the socket to the others. The answer to what begins one
+//! stands before its first event, and that to what ends one behind its last.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde_json::json;
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{Said, read_lease, since};
+use crate::codec::envelope::Envelope;
+use crate::codec::token::Token;
+use crate::engine::metadata::Metadata;
 use crate::engine::streams::{
-    FollowOptions, FollowerId, Format, Since, StreamError, Streams, Written, address,
+    Ended, Ends, FollowOptions, FollowerId, Since, StreamError, Streams, Written, address,
 };
 use crate::engine::visits::Caller;
+use crate::engine::watches::AgentValues;
+use crate::front::agents::{READERS, shown};
+use crate::front::watcher::Watcher;
 use crate::front::{Guard, Op, Principal, Reply, Request, Response, Secret};
 use crate::rt::Lock;
-use crate::store::streams::Fence;
+use crate::state::stream::Cursor;
+use crate::state::watch::Scope;
+use crate::store::streams::{Address, Fence};
 use crate::wire::websocket::close;
-use crate::wire::{Frame, Happened, LinkBatch, LinkHandle, Outlet, Owner};
+use crate::wire::{Closing, Frame, Happened, LinkBatch, LinkHandle, Outlet, Owner};
 
-/// Why its follows ended that began while the socket ended.
-const GONE: &str = "the socket is gone";
+mod ask;
+
+use ask::{Ask, Asked};
+
+/// What a socket leads to.
+pub(super) struct Behind {
+    pub(super) streams: Streams,
+    pub(super) metadata: Metadata,
+    pub(super) guard: Arc<dyn Guard>,
+}
+
+/// Marks of watches on a link: those of follows are their numbers, which stay below.
+const OF_A_WATCH: u64 = 1 << 63;
+
+/// How its follows end that began while the socket ended.
+fn gone() -> Closing {
+    Closing { code: close::AWAY, reason: "the socket is gone".into(), by_peer: true }
+}
 
 /// One socket.
 struct Socket {
     streams: Streams,
+    metadata: Metadata,
     guard: Arc<dyn Guard>,
     caller: Caller,
     message_max: u32,
@@ -44,6 +69,8 @@ struct State {
     link: Option<LinkHandle>,
     /// What is followed, by the name it was asked under.
     follows: BTreeMap<String, Followed>,
+    /// What is watched, with the number of each watch.
+    watches: BTreeMap<Uuid, (u64, Arc<Watcher>)>,
     closed: bool,
 }
 
@@ -60,22 +87,27 @@ impl Followed {
     fn is_asked(self, id: FollowerId) -> bool {
         matches!(self, Followed::Asked(asked) if asked == id)
     }
+
+    fn is_of(self, stream: Uuid) -> bool {
+        matches!(self, Followed::Open(of, _) if of == stream)
+    }
+}
+
+impl State {
+    fn is_full(&self, most: usize) -> bool {
+        self.follows.len() + self.watches.len() >= most
+    }
 }
 
 /// `GET /v1/ws`
-pub(super) fn open(
-    streams: &Streams,
-    guard: &Arc<dyn Guard>,
-    follows_max: usize,
-    request: Request,
-    reply: Reply,
-) {
+pub(super) fn open(behind: &Behind, follows_max: usize, request: Request, reply: Reply) {
+    let Behind { streams, metadata, guard } = behind;
     let message_max = u32::try_from(streams.limits().message_bytes_max + super::AROUND).unwrap_or(u32::MAX);
     let who = Some(Arc::new(request.who().clone()));
     let caller = request.caller();
     let state = Lock::new(State { who, ..State::default() });
-    let (streams, guard) = (streams.clone(), guard.clone());
-    let socket = Arc::new(Socket { streams, guard, caller, message_max, follows_max, state });
+    let (streams, metadata, guard) = (streams.clone(), metadata.clone(), guard.clone());
+    let socket = Arc::new(Socket { streams, metadata, guard, caller, message_max, follows_max, state });
     let hears = socket.clone();
     let outlet = Outlet::new(move |batch| {
         hears.hear(batch);
@@ -85,53 +117,12 @@ pub(super) fn open(
     socket.state.lock().link = link;
 }
 
-#[derive(Deserialize)]
-#[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
-enum Ask {
-    Follow {
-        #[serde(default)]
-        id: serde_json::Value,
-        s: String,
-        since: Option<String>,
-        parts: Option<bool>,
-    },
-    Unfollow {
-        #[serde(default)]
-        id: serde_json::Value,
-        s: String,
-    },
-    Append {
-        #[serde(default)]
-        id: serde_json::Value,
-        s: String,
-        role: Option<String>,
-        content: serde_json::Value,
-    },
-    Parts {
-        #[serde(default)]
-        id: serde_json::Value,
-        s: String,
-        turn: u32,
-        lease: String,
-        d: Vec<serde_json::Value>,
-    },
-    Interrupt {
-        #[serde(default)]
-        id: serde_json::Value,
-        s: String,
-    },
-    Auth {
-        #[serde(default)]
-        id: serde_json::Value,
-        token: Secret,
-    },
-}
-
 impl Socket {
     fn hear(self: &Arc<Socket>, batch: LinkBatch) {
         for event in batch {
             match event.what {
                 Happened::Text(text) => self.ask(&text),
+                Happened::Passed(mark) if mark & OF_A_WATCH != 0 => self.watch_passed(mark & !OF_A_WATCH),
                 Happened::Passed(id) => {
                     if let Some(stream) = self.stream_of(id) {
                         self.streams.link_passed(stream, id);
@@ -140,7 +131,7 @@ impl Socket {
                 // Which of the follows lost something is not said: the client comes back with its tokens.
                 Happened::Reset(_) => self.with_link(|link| link.close(4008, "slow")),
                 Happened::Expired => self.with_link(|link| link.close(close::EXPIRED, "auth")),
-                Happened::Closed(why) => self.close(why.reason),
+                Happened::Closed(why) => self.close(&why),
                 Happened::Binary(_) => self.answer(&json!(null), Err(("bad_request", "send text".into()))),
                 Happened::Opened(..) | Happened::Refused(_) | Happened::Bytes(_) | Happened::Ended => {}
             }
@@ -162,12 +153,16 @@ impl Socket {
         })
     }
 
-    fn close(&self, why: Cow<'static, str>) {
-        let follows = {
+    fn close(&self, why: &Closing) {
+        let (follows, watches) = {
             let mut state = self.state.lock();
             state.closed = true;
-            std::mem::take(&mut state.follows)
+            (std::mem::take(&mut state.follows), std::mem::take(&mut state.watches))
         };
+        for (number, watcher) in watches.into_values() {
+            watcher.end();
+            self.metadata.unwatch(number);
+        }
         for followed in follows.into_values() {
             if let Followed::Open(stream, id) = followed {
                 self.streams.link_gone(stream, id, why.clone());
@@ -188,30 +183,23 @@ impl Socket {
     }
 
     fn ask(self: &Arc<Socket>, text: &str) {
-        let ask = match serde_json::from_str::<Ask>(text) {
-            Ok(ask) => ask,
-            Err(error) => {
-                #[derive(Deserialize)]
-                struct Id {
-                    id: serde_json::Value,
-                }
-                let id = serde_json::from_str::<Id>(text).map_or(json!(null), |asked| asked.id);
-                return self.answer(&id, Err(("bad_request", error.to_string())));
-            }
-        };
-        match ask {
-            Ask::Follow { id, s, since: text, parts } => match since(text.as_deref()) {
-                Ok(since) => self.follow(id, s, since, parts.unwrap_or(true)),
+        let Asked { id, what } = ask::read(text);
+        match what {
+            Err(wrong) => self.answer(&id, Err(wrong)),
+            Ok(Ask::Follow(it)) => match since(it.since.as_deref()) {
+                Ok(since) => self.follow(id, it.s, since, it.parts.unwrap_or(true)),
                 Err(response) => self.refuse(&id, &response),
             },
-            Ask::Unfollow { id, s } => self.unfollow(&id, &s),
-            Ask::Append { id, s, role, content } => self.append(id, &s, role, &content),
-            Ask::Parts { id, s, turn, lease, d } => self.parts(id, &s, turn, &lease, d),
-            Ask::Auth { id, token } => self.auth(&id, &token),
-            Ask::Interrupt { id, s } => {
-                if self.may(&id, Op::Interrupt, &s) {
+            Ok(Ask::Unfollow(it)) => self.unfollow(id, &it.s),
+            Ok(Ask::Append(it)) => self.append(id, it),
+            Ok(Ask::Parts(it)) => self.parts(id, it),
+            Ok(Ask::Watch(it)) => self.watch(&id, it.agent),
+            Ok(Ask::Unwatch(it)) => self.unwatch(&id, it.agent),
+            Ok(Ask::Auth(it)) => self.auth(&id, &it.token),
+            Ok(Ask::Interrupt(it)) => {
+                if self.may(&id, Op::Interrupt, &it.s) {
                     let then = self.told(id, |()| json!({}));
-                    self.streams.interrupt_then(address(&s), then);
+                    self.streams.interrupt_then(address(&it.s), then);
                 }
             }
         }
@@ -239,22 +227,35 @@ impl Socket {
             let detail = "the socket was opened by somebody else: open another one";
             return self.answer(re, Err(("forbidden", detail.into())));
         }
-        let lost: Vec<Followed> = {
+        let (lost, unseen) = {
             let mut state = self.state.lock();
             let lost = state.follows.extract_if(.., |name, _| !fresh.may(Op::Follow, name));
-            let lost = lost.map(|(_, followed)| followed).collect();
+            let lost: Vec<(String, Followed)> = lost.collect();
+            let sees = READERS.iter().any(|role| fresh.has(*role));
+            let unseen = if sees { BTreeMap::new() } else { std::mem::take(&mut state.watches) };
             if let Some(link) = &state.link {
                 link.good_until(fresh.expires);
             }
             state.who = Some(Arc::new(fresh));
-            lost
+            (lost, unseen)
         };
-        for followed in &lost {
-            if let Followed::Open(stream, id) = *followed {
-                self.streams.unfollow(stream, id);
+        self.answer(re, Ok(json!({ "ended": lost.len() + unseen.len() })));
+        for (name, followed) in &lost {
+            if let Followed::Open(stream, id) = *followed
+                && self.streams.end_follow(stream, id, Ended::Auth).is_err()
+            {
+                // The room is too full to be told, and must not go on telling: the client comes back.
+                log::warn!("follow not ended stream={name}: the socket is closed");
+                self.with_link(|link| link.close(close::EXPIRED, "auth"));
             }
         }
-        self.answer(re, Ok(json!({ "ended": lost.len() })));
+        for (agent, (number, watcher)) in unseen {
+            watcher.end();
+            self.metadata.unwatch(number);
+            let d = json!({ "reason": Ended::Auth.name() });
+            let event = json!({ "t": "closed", "agent": agent, "ts": self.ts(), "d": d });
+            self.with_link(|link| link.send(Frame::text(&event.to_string())));
+        }
     }
 
     fn may(&self, re: &serde_json::Value, op: Op, stream: &str) -> bool {
@@ -287,8 +288,8 @@ impl Socket {
             let mut state = self.state.lock();
             if state.follows.contains_key(&s) {
                 Some(("exists", format!("{s} is followed on this socket already; unfollow it first")))
-            } else if state.follows.len() >= self.follows_max {
-                Some(("full", format!("a socket follows at most {} streams", self.follows_max)))
+            } else if state.is_full(self.follows_max) {
+                Some(self.full())
             } else {
                 state.follows.insert(s.clone(), Followed::Asked(id));
                 None
@@ -297,95 +298,202 @@ impl Socket {
         if let Some(refused) = refused {
             return self.answer(&re, Err(refused));
         }
-        let socket = self.clone();
-        self.streams.resolve_then(
-            address(&s),
-            Box::new(move |found| {
-                let opened = found.and_then(|stream| socket.open_follow(&re, &s, id, stream, since, parts));
-                if let Err(error) = opened {
-                    socket.state.lock().follows.remove(&s);
-                    socket.fail(&re, &error);
-                }
-            }),
-        );
+        let (socket, at) = (self.clone(), address(&s));
+        let options = FollowOptions { since, parts };
+        let opens = move |found| match found {
+            Ok(stream) => socket.open_follow(&re, &s, id, stream, options),
+            Err(error) => {
+                socket.state.lock().follows.remove(&s);
+                socket.fail(&re, &error);
+            }
+        };
+        match at {
+            // A name that is known belongs to a stream; an id may be anything.
+            Address::Id(_) => self.streams.row_then(at, Box::new(move |row| opens(row.map(|row| row.id)))),
+            Address::Name(_) => self.streams.resolve_then(at, Box::new(opens)),
+        }
     }
 
     fn open_follow(
-        &self,
+        self: &Arc<Socket>,
         re: &serde_json::Value,
         s: &str,
         id: FollowerId,
         stream: Uuid,
-        since: Since,
-        parts: bool,
-    ) -> Result<(), StreamError> {
-        let link = {
-            let mut state = self.state.lock();
-            match state.follows.get_mut(s) {
-                // Neither closed nor unfollowed, and followed again, while it was looked up.
-                Some(followed) if followed.is_asked(id) => {
-                    *followed = Followed::Open(stream, id);
-                }
-                _ => return Ok(()),
-            }
-            state.link.clone()
-        };
-        let Some(link) = link else { return Ok(()) };
-        // The answer stands before the first event.
-        self.answer(re, Ok(json!({})));
-        let visit = self.streams.visit(&self.caller, s, "websocket");
-        let options = FollowOptions { since, parts };
-        self.streams.follow_link(id, stream, options, link, Format::Ws, visit)?;
-        if self.state.lock().closed {
-            self.streams.link_gone(stream, id, GONE.into());
-        }
-        Ok(())
-    }
-
-    fn unfollow(&self, re: &serde_json::Value, s: &str) {
-        let followed = self.state.lock().follows.remove(s);
-        match followed {
-            Some(Followed::Open(stream, id)) => self.streams.unfollow(stream, id),
-            Some(Followed::Asked(_)) => {}
-            None => {
-                return self.answer(re, Err(("not_found", format!("{s} is not followed on this socket"))));
-            }
-        }
-        self.answer(re, Ok(json!({})));
-    }
-
-    fn append(
-        self: &Arc<Socket>,
-        re: serde_json::Value,
-        s: &str,
-        role: Option<String>,
-        content: &serde_json::Value,
+        options: FollowOptions,
     ) {
-        if !self.may(&re, Op::Append, s) {
+        let opened = {
+            let mut state = self.state.lock();
+            let other = state.follows.iter().find(|(_, followed)| followed.is_of(stream));
+            let other = other.map(|(name, _)| name.clone());
+            match state.follows.get_mut(s).filter(|followed| followed.is_asked(id)) {
+                // Closed, or unfollowed, perhaps followed again, while it was looked up.
+                None => return,
+                Some(followed) if other.is_none() => {
+                    *followed = Followed::Open(stream, id);
+                    Ok(state.link.clone())
+                }
+                Some(_) => {
+                    state.follows.remove(s);
+                    Err(other)
+                }
+            }
+        };
+        let link = match opened {
+            Ok(Some(link)) => link,
+            Ok(None) => return,
+            Err(other) => {
+                let other = other.unwrap_or_default();
+                let detail = format!("the stream is followed on this socket as {other}; unfollow it first");
+                return self.answer(re, Err(("exists", detail)));
+            }
+        };
+        self.answer(re, Ok(json!({})));
+        let guest = self.streams.visit(&self.caller, s, "websocket");
+        let hears = Arc::downgrade(self);
+        let ends = Ends::new(move |id, why, told| {
+            if let Some(socket) = hears.upgrade() {
+                socket.ended(id, why, told);
+            }
+        });
+        if let Err(error) = self.streams.follow_shared(id, stream, options, link, ends, guest) {
+            log::warn!("follow refused stream={s} error={error}");
+            self.ended(id, Ended::Full, false);
+        }
+        if self.state.lock().closed {
+            self.streams.link_gone(stream, id, gone());
+        }
+    }
+
+    /// A follow has ended by itself. `told` is whether its last event went out.
+    fn ended(&self, id: FollowerId, why: Ended, told: bool) {
+        let name = {
+            let mut state = self.state.lock();
+            let is_it = |followed: &Followed| matches!(*followed, Followed::Open(_, of) if of == id);
+            let name =
+                state.follows.iter().find(|(_, followed)| is_it(followed)).map(|(name, _)| name.clone());
+            name.inspect(|name| _ = state.follows.remove(name))
+        };
+        if let (Some(name), false) = (name, told) {
+            // Nothing was read of the stream: there is nowhere to go on from.
+            let nowhere = Token { tag: Default::default(), cursor: Cursor::default() };
+            let d = json!({ "reason": why.name() }).to_string();
+            let event = Envelope { t: "closed", s: &name, o: nowhere, ts: self.ts(), d: &d, part: None };
+            self.with_link(|link| link.send(Frame::text(&event.to_text())));
+        }
+    }
+
+    fn unfollow(self: &Arc<Socket>, re: serde_json::Value, s: &str) {
+        let followed = self.state.lock().follows.get(s).copied();
+        match followed {
+            Some(Followed::Open(stream, id)) => {
+                let (socket, said) = (self.clone(), re.clone());
+                let then = move || socket.answer(&said, Ok(json!({})));
+                match self.streams.leave_link(stream, id, then) {
+                    // Not before: a follow that cannot be ended is one that goes on.
+                    Ok(()) => _ = self.state.lock().follows.remove(s),
+                    Err(error) => self.fail(&re, &error),
+                }
+            }
+            Some(Followed::Asked(_)) => {
+                self.state.lock().follows.remove(s);
+                self.answer(&re, Ok(json!({})));
+            }
+            None => self.answer(&re, Err(("not_found", format!("{s} is not followed on this socket")))),
+        }
+    }
+
+    /// The values of an agent as they are, and as they change.
+    fn watch(self: &Arc<Socket>, re: &serde_json::Value, agent: Uuid) {
+        let who = self.who();
+        if !READERS.iter().any(|role| who.has(*role)) {
+            let detail = "these credentials do not allow to see metadata";
+            return self.answer(re, Err(("forbidden", detail.into())));
+        }
+        let number = self.metadata.number();
+        let rt = self.streams.rt().clone();
+        let dress = move |values: &AgentValues| {
+            let ts = rt.wall().as_millis();
+            let event = json!({ "t": "metadata", "agent": values.agent, "ts": ts, "d": shown(values) });
+            Frame::text(&event.to_string())
+        };
+        let watcher = Watcher::new(OF_A_WATCH | number, Box::new(dress));
+        let refused = {
+            let mut state = self.state.lock();
+            if state.watches.contains_key(&agent) {
+                Some(("exists", format!("{agent} is watched on this socket already; unwatch it first")))
+            } else if state.is_full(self.follows_max) {
+                Some(self.full())
+            } else {
+                state.watches.insert(agent, (number, watcher.clone()));
+                None
+            }
+        };
+        if let Some(refused) = refused {
+            return self.answer(re, Err(refused));
+        }
+        let sees = watcher.clone();
+        let scope = Scope::Agents(vec![agent]);
+        if let Err(error) = self.metadata.watch_with(number, scope, Box::new(move |values| sees.see(values)))
+        {
+            self.state.lock().watches.remove(&agent);
+            return self.answer(re, Err(("full", error.to_string())));
+        }
+        self.answer(re, Ok(json!({})));
+        self.with_link(|link| watcher.open(link.clone()));
+    }
+
+    fn unwatch(&self, re: &serde_json::Value, agent: Uuid) {
+        let watched = self.state.lock().watches.remove(&agent);
+        match watched {
+            Some((number, watcher)) => {
+                watcher.end();
+                self.metadata.unwatch(number);
+                self.answer(re, Ok(json!({})));
+            }
+            None => self.answer(re, Err(("not_found", format!("{agent} is not watched on this socket")))),
+        }
+    }
+
+    fn watch_passed(&self, number: u64) {
+        let watcher = {
+            let state = self.state.lock();
+            let watch = state.watches.values().find(|(of, _)| *of == number);
+            watch.map(|(_, watcher)| watcher.clone())
+        };
+        if let Some(watcher) = watcher {
+            watcher.passed();
+        }
+    }
+
+    fn full(&self) -> (&'static str, String) {
+        ("full", format!("a socket follows and watches at most {}", self.follows_max))
+    }
+
+    fn ts(&self) -> i64 {
+        self.streams.rt().wall().as_millis()
+    }
+
+    fn append(self: &Arc<Socket>, re: serde_json::Value, asked: ask::Append) {
+        let ask::Append { s, role, content, .. } = asked;
+        if !self.may(&re, Op::Append, &s) {
             return;
         }
-        let content = RawValue::from_string(content.to_string()).expect("a value is JSON");
         let then =
             self.told(re, |written: Written| json!({ "id": written.id, "o": written.token.to_string() }));
-        self.streams.append_then(address(s), Said { role, content }.draft(), None, then);
+        self.streams.append_then(address(&s), Said { role, content }.draft(), None, then);
     }
 
-    fn parts(
-        self: &Arc<Socket>,
-        re: serde_json::Value,
-        s: &str,
-        turn: u32,
-        lease: &str,
-        d: Vec<serde_json::Value>,
-    ) {
-        if !self.may(&re, Op::Produce, s) {
+    fn parts(self: &Arc<Socket>, re: serde_json::Value, asked: ask::Parts) {
+        let ask::Parts { s, turn, lease, d, .. } = asked;
+        if !self.may(&re, Op::Produce, &s) {
             return;
         }
-        let lease = read_lease(lease);
-        let parts: Vec<Arc<str>> = d.into_iter().map(|part| part.to_string().into()).collect();
+        let lease = read_lease(&lease);
+        let parts: Vec<Arc<str>> = d.into_iter().map(|part| part.get().into()).collect();
         let socket = self.clone();
         self.streams.resolve_then(
-            address(s),
+            address(&s),
             Box::new(move |found| match found {
                 Err(error) => socket.fail(&re, &error),
                 Ok(stream) => {
@@ -405,6 +513,6 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.close(GONE.into());
+        self.close(&gone());
     }
 }
