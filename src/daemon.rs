@@ -272,7 +272,7 @@ impl Daemon {
         ];
         others.into_iter().flatten().for_each(|route| router.add(route));
 
-        let pipes = pipes::start(rt, config, engine.visits())?;
+        let pipes = pipes::start(rt, config, engine.visits(), engine.replicas())?;
         pipes.handle().describe(&mut metrics);
         front::pipes::routes(&mut router, rt, &pipes.handle());
         let behind = river::Behind {
@@ -288,6 +288,7 @@ impl Daemon {
 
         let mut for_replicas = Router::new();
         front::relay::relay_routes(&mut for_replicas, engine.streams(), engine.replicas());
+        front::pipes::relay_routes(&mut for_replicas, &pipes.handle(), engine.replicas());
         let private = private.open(rt, for_replicas)?;
 
         let figures = metrics.described();

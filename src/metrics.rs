@@ -142,6 +142,31 @@ impl Metrics {
         self.registry.register_collector(Box::new(Read(encode)));
     }
 
+    /// Counters of one name that a part keeps in a form of its own, told apart by one label.
+    pub fn counters_from(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        label: &'static str,
+        read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static,
+    ) {
+        self.describe(name, "counter", help);
+        let encode = move |mut encoder: DescriptorEncoder<'_>| {
+            let mut described = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (value, count) in read() {
+                let labels = [(label, value)];
+                ConstCounter::new(count).encode(described.encode_family(&labels)?)?;
+            }
+            Ok(())
+        };
+        self.registry.register_collector(Box::new(Read(encode)));
+    }
+
+    /// A histogram of seconds that a part made before anything was described.
+    pub fn seconds_of(&mut self, name: &'static str, help: &'static str, kept: Histogram) {
+        self.register(name, "histogram", help, kept);
+    }
+
     /// A gauge that a part keeps in a form of its own, read when somebody looks.
     pub fn gauge_from(
         &mut self,

@@ -410,8 +410,11 @@ fn accept_all(listener: &TcpListener, pipes: &PipesHandle, cancelled: &Cancel) {
             return;
         }
         let ip = address.ip();
-        let peer =
-            CarrierPeer { ip: Some(ip), confidential: ip.to_canonical().is_loopback(), principal: None };
+        let peer = CarrierPeer {
+            ip: Some(ip),
+            confidential: ip.to_canonical().is_loopback(),
+            ..CarrierPeer::default()
+        };
         match Socket::tcp(stream) {
             Ok(socket) => pipes.carrier(Carrier::raw(socket, None, Vec::new()), peer),
             Err(error) => log::debug!("pipes: a connection that broke at once: {error}"),

@@ -2,13 +2,14 @@
 
 use crate::config::Config;
 use crate::engine::pipes::allow::{Allow, BadTarget};
-use crate::engine::pipes::{Mode, Pipes, Server, Settings};
+use crate::engine::pipes::{Mode, Pipes, Server, Settings, relay};
+use crate::engine::replicas::Replicas;
 use crate::engine::visits::Visits;
 use crate::rt::Rt;
 use crate::{Code, Error, Result};
 
 /// Starts the threads that carry pipes.
-pub(super) fn start(rt: &Rt, config: &Config, visits: &Visits) -> Result<Pipes> {
+pub(super) fn start(rt: &Rt, config: &Config, visits: &Visits, replicas: &Replicas) -> Result<Pipes> {
     let settings = Settings {
         window: config.pipes.window.bytes(),
         budget: config.pipes.budget.bytes(),
@@ -19,9 +20,14 @@ pub(super) fn start(rt: &Rt, config: &Config, visits: &Visits) -> Result<Pipes> 
     let server = Server {
         mode: Mode::Tunnel,
         allow: allow_list(config)?,
-        owner: rt.secret(),
+        owner: relay::owner(replicas.me()),
         notes: visits.clone().of_pipes(),
         ..Server::none()
+    };
+    let server = match config.relay.listen.on() {
+        // A replica of its own: nobody else has pipes.
+        None => server,
+        Some(_) => Server { ways: relay::ways(replicas, super::entrance::trust(config)?), ..server },
     };
     Pipes::start(rt, settings, server)
 }

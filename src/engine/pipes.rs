@@ -18,6 +18,7 @@ pub mod duct;
 mod figures;
 pub mod http;
 mod ledger;
+pub mod relay;
 mod shard;
 
 use std::fmt;
@@ -34,6 +35,7 @@ use self::dial::{DialError, Dialed, Dialer};
 use self::duct::Duct;
 use self::figures::Figures;
 use self::ledger::Ledger;
+use self::relay::{Way, Ways};
 use self::shard::{ClientSide, Greeter, LocalKind, Opening, Shard, WAKE};
 use crate::metrics::Metrics;
 use crate::rt::{self, Lock, Rt, Thread, TrySendError, Wall};
@@ -111,6 +113,8 @@ pub struct CarrierPeer {
     pub confidential: bool,
     /// Who it is, if the door asked; otherwise the token in HELLO decides.
     pub principal: Option<Arc<str>>,
+    /// Whether another replica carries it on to here: for a resume, and no further.
+    pub relayed: bool,
 }
 
 impl fmt::Display for CarrierPeer {
@@ -301,6 +305,12 @@ pub(crate) enum Order {
         serial: u64,
         result: Result<(Socket, Option<std::net::SocketAddr>), End>,
     },
+    /// Another replica, for a pipe that it has.
+    Reached {
+        slot: usize,
+        serial: u64,
+        result: Result<Box<Carrier>, DialError>,
+    },
     /// A handle has something.
     Local {
         serial: u64,
@@ -412,6 +422,7 @@ pub(crate) struct Shared {
     pub(crate) instance: [u8; 16],
     /// What the ids of its pipes begin with.
     pub(crate) owner: [u8; 8],
+    pub(crate) ways: Ways,
     pub(crate) ledger: Ledger,
     pub(crate) figures: Figures,
     ports: OnceLock<Vec<Arc<Port>>>,
@@ -501,6 +512,8 @@ pub struct Server {
     pub notes: Arc<dyn Fn(&Note) + Send + Sync>,
     /// What the ids of its pipes begin with: the replica.
     pub owner: [u8; 8],
+    /// Where the pipes of other replicas are.
+    pub ways: Ways,
 }
 
 impl Server {
@@ -512,6 +525,7 @@ impl Server {
             allow: Allow::nothing(),
             notes: Arc::new(|_| {}),
             owner: [0; 8],
+            ways: Arc::new(|_, _| Way::Here),
         }
     }
 }
@@ -531,6 +545,7 @@ impl Pipes {
             notes: server.notes,
             instance: rt.secret(),
             owner: server.owner,
+            ways: server.ways,
             ledger: Ledger::default(),
             figures: Figures::new(usize::from(threads)),
             ports: OnceLock::new(),

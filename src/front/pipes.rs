@@ -7,10 +7,13 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::relay::admit;
 use super::{Reply, Request, Role, Route, Router};
 use crate::engine::pipes::carrier::{Carrier, Socket};
 use crate::engine::pipes::http::PROTOCOL;
+use crate::engine::pipes::relay::Voucher;
 use crate::engine::pipes::{CarrierPeer, PipeInfo, PipesHandle};
+use crate::engine::replicas::Replicas;
 use crate::rt::Rt;
 use crate::state::pipe::{End, Ending, PipeId};
 use crate::wire::{HandOver, Handed, HandedSocket, websocket};
@@ -66,22 +69,64 @@ pub fn routes(router: &mut Router, rt: &Rt, pipes: &PipesHandle) {
     );
 }
 
+/// Adds the route of the relay's listener: another replica carries a client on whose pipe is here.
+pub fn relay_routes(router: &mut Router, pipes: &PipesHandle, replicas: &Replicas) {
+    let (handle, keys) = (pipes.clone(), replicas.clone());
+    let route = Route::get("/relay/v1/pipes/{id}")
+        .about("Bears a pipe of this replica for a client that came to another one")
+        .open()
+        .answers(&[101, 401, 426])
+        .to(move |request, reply| take_over(&handle, &keys, &request, reply));
+    router.add(route);
+}
+
+fn take_over(pipes: &PipesHandle, replicas: &Replicas, request: &Request, reply: Reply) {
+    let ticket = match admit(replicas, request) {
+        Ok(ticket) => ticket,
+        Err(response) => return reply.send(response),
+    };
+    let voucher = Voucher::read(|name| request.header(name));
+    let Some(voucher) = voucher.filter(|voucher| voucher.subject() == ticket.stream) else {
+        return reply.problem(401, "ticket_refused", "the ticket is for another pipe or another caller");
+    };
+    let peer = CarrierPeer {
+        ip: voucher.ip,
+        // Only resumes come this way, and a resume tells no secret.
+        confidential: false,
+        principal: Some(voucher.principal.into()),
+        relayed: true,
+    };
+    let pipes = pipes.clone();
+    let take = move |handed: Handed| {
+        let Handed { socket, tls, head, early, .. } = handed;
+        let mut carrier = Carrier::raw(socket_of(socket), tls, early);
+        carrier.begin_with(head);
+        pipes.carrier(carrier, peer);
+    };
+    reply.hand_over(PROTOCOL, HandOver::new(take));
+}
+
+fn socket_of(handed: HandedSocket) -> Socket {
+    match handed {
+        HandedSocket::Tcp(socket) => Socket::Tcp(socket),
+        HandedSocket::Unix(socket) => Socket::Unix(socket),
+    }
+}
+
 fn open(pipes: &PipesHandle, rt: &Rt, request: &Request, reply: Reply) {
     let peer = request.peer();
     let peer = CarrierPeer {
         ip: peer.ip,
         confidential: peer.tls || peer.is_local(),
         principal: Some(Arc::from(request.who().name.as_str())),
+        relayed: false,
     };
     let protocol = if request.wants_websocket() { "websocket" } else { PROTOCOL };
     let (pipes, seed) = (pipes.clone(), u64::from_be_bytes(rt.secret()));
     let is_websocket = protocol == "websocket";
     let take = move |handed: Handed| {
         let Handed { socket, tls, head, early, .. } = handed;
-        let socket = match socket {
-            HandedSocket::Tcp(socket) => Socket::Tcp(socket),
-            HandedSocket::Unix(socket) => Socket::Unix(socket),
-        };
+        let socket = socket_of(socket);
         let mut carrier = match is_websocket {
             true => Carrier::websocket(socket, tls, early, websocket::Role::Server, seed),
             false => Carrier::raw(socket, tls, early),

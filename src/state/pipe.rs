@@ -420,6 +420,8 @@ struct Carrier {
     asked: Option<(u64, Moment)>,
     /// Since when an answer is waited for. Whatever is heard later is life.
     probed: Moment,
+    /// When it began, until something is heard: a client's first frame answers the welcome.
+    welcomed: Option<Moment>,
 }
 
 /// How far the pipe is with ending.
@@ -466,6 +468,8 @@ pub struct Pipe {
     timers: Timers<Alarm, 3>,
     next_token: u64,
     round_trip: Option<Duration>,
+    /// Whether `round_trip` was measured since somebody last asked.
+    trip_is_new: bool,
     go_away: Option<GoAway>,
     counts: Counts,
 }
@@ -512,6 +516,7 @@ impl Pipe {
             timers: Timers::new(),
             next_token: 1,
             round_trip: None,
+            trip_is_new: false,
             go_away: None,
             counts: Counts::default(),
         }
@@ -691,6 +696,7 @@ impl Pipe {
             go_away_due: None,
             asked: None,
             probed: now,
+            welcomed: (self.settings.side == Side::Server).then_some(now),
         });
         self.timers.stop_all();
         self.timers.set(Alarm::Probe, now + self.quiet_for());
@@ -713,6 +719,18 @@ impl Pipe {
     pub fn heard(&mut self, now: Moment) {
         if let Link::Attached(carrier) = &mut self.link {
             carrier.heard = now;
+            if let Some(welcomed) = carrier.welcomed.take() {
+                self.round_trip = Some(now.since(welcomed));
+                self.trip_is_new = true;
+            }
+        }
+    }
+
+    /// When the carrier that bears the pipe was last heard.
+    pub fn heard_at(&self) -> Option<Moment> {
+        match &self.link {
+            Link::Attached(carrier) => Some(carrier.heard),
+            Link::Detached => None,
         }
     }
 
@@ -834,6 +852,7 @@ impl Pipe {
         {
             carrier.asked = None;
             self.round_trip = Some(now.since(at));
+            self.trip_is_new = true;
         }
     }
 
@@ -1106,9 +1125,19 @@ impl Pipe {
         self.replay.memory() + self.inbound.memory()
     }
 
-    /// How long the last PING took to come back.
+    /// How long the last question took to come back: a PING, or for a server a WELCOME.
     pub fn round_trip(&self) -> Option<Duration> {
         self.round_trip
+    }
+
+    /// A round trip that was measured since the last call.
+    pub fn take_round_trip(&mut self) -> Option<Duration> {
+        std::mem::take(&mut self.trip_is_new).then_some(self.round_trip).flatten()
+    }
+
+    /// Whether the local side cannot write because everything it may write ahead waits already.
+    pub fn is_full(&self) -> bool {
+        self.accepts() && self.replay.room() == 0
     }
 
     /// What it did so far.

@@ -59,7 +59,7 @@ pub(crate) fn forward(url: &str, target: &str, flags: &[&str]) -> (Killed, Socke
 }
 
 /// Sends `bytes` to an echo and checks what comes back, both at once. `look` hears how many came so far.
-fn check_echo(address: SocketAddr, bytes: &[u8], mut look: impl FnMut(usize)) {
+pub(crate) fn check_echo(address: SocketAddr, bytes: &[u8], mut look: impl FnMut(usize)) {
     let stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
     thread::scope(|scope| {
@@ -265,7 +265,9 @@ fn pipes_are_listed_cut_and_killed_and_strangers_see_none() {
     assert_eq!(exit, 0, "{said}");
     stream.write_all(b"hi").expect("the pipe takes it");
     stream.read_exact(&mut got).expect("it recovers");
-    assert_eq!(list()[0]["resumes"], 1);
+    let pipes = list();
+    assert_eq!((&pipes[0]["resumes"], &pipes[0]["epoch"]), (&1.into(), &2.into()), "one dial for one cut");
+    assert!(pipes[0]["round_trip_us"].as_u64().is_some(), "{pipes}");
 
     let (exit, said) = told(&run(&["pipe", "kill", &id, "--url", &daemon.url]));
     assert_eq!(exit, 0, "{said}");
@@ -274,7 +276,20 @@ fn pipes_are_listed_cut_and_killed_and_strangers_see_none() {
     assert!(exit != 0 && said.contains("not_found"), "{said}");
     let (status, figures) = daemon.get("/metrics");
     assert_eq!(status, 200);
-    assert!(figures.contains("towpath_pipe_resumes_total 1\n"), "{figures}");
+    let lines = [
+        "towpath_pipe_resumes_total 1",
+        "towpath_pipe_resumes_by_result_total{result=\"resumed\"} 1",
+        "towpath_pipe_resumes_by_result_total{result=\"unknown_pipe\"} 0",
+        "towpath_pipe_refusals_total{code=\"not_allowed\"} 0",
+        "towpath_pipes_open 0",
+        "towpath_pipes_attached 0",
+        "towpath_pipes_detached 0",
+        // The first welcome and that of the resume were answered.
+        "towpath_pipe_round_trip_seconds_count 2",
+    ];
+    for line in lines {
+        assert!(figures.lines().any(|found| found == line), "no line {line} in {figures}");
+    }
 }
 
 #[test]

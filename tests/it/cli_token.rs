@@ -6,7 +6,7 @@ use std::process::Stdio;
 use crate::process::{Daemon, run, told, towpath};
 
 /// A token with its line for a file.
-fn made(name: &str, role: &str) -> (String, String) {
+pub(crate) fn made(name: &str, role: &str) -> (String, String) {
     let output = run(&["token", "new", name, "--role", role]);
     assert!(output.status.success(), "{output:?}");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();

@@ -61,6 +61,8 @@ mod process;
 mod readme;
 mod reconnects;
 #[cfg(feature = "postgres")]
+mod replica_pipes;
+#[cfg(feature = "postgres")]
 mod replicas;
 mod sessions;
 mod sim_demo;

@@ -15,7 +15,9 @@ use towpath::state::pipe::hello::{Asked, Asking, Auth, Greeting, Hello, Known, P
 use towpath::state::pipe::proof::{Secret, Stand};
 use towpath::state::pipe::{Control, DATA_MAX, Ending, PipeId, WINDOW_MIN};
 
-use crate::process::PATIENCE;
+use crate::cli_pipe::echo;
+use crate::cli_token::made;
+use crate::process::{Daemon, PATIENCE};
 
 /// A connection on which everything is said by hand.
 struct Raw {
@@ -37,6 +39,24 @@ impl Raw {
         stream.set_nodelay(true).expect("a socket option");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         Raw { stream, decoder: Decoder::new(), frames: std::collections::VecDeque::new() }
+    }
+
+    /// Behind the door of a daemon.
+    fn upgraded(daemon: &Daemon, token: &str) -> Raw {
+        let mut raw = Raw::dial(daemon.address().parse().expect("an address"));
+        let request = format!(
+            "GET /v1/pipe HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: towpath-pipe/1\r\n\
+             Authorization: Bearer {token}\r\n\r\n",
+            daemon.address()
+        );
+        raw.bytes(request.as_bytes());
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") {
+            raw.stream.read_exact(&mut byte).expect("an answer");
+            head.push(byte[0]);
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+        raw
     }
 
     /// Bytes as they are. A peer that has closed already does not hear them, which is as good.
@@ -105,8 +125,12 @@ impl Raw {
 
     /// Opens a pipe, and gives what resumes it.
     fn open(address: SocketAddr, token: Option<&str>) -> (Raw, Known) {
-        let mut raw = Raw::dial(address);
-        let want = Want::New { target: "anything".into(), limit: 1 << 20 };
+        Raw::dial(address).open_to("anything", token)
+    }
+
+    fn open_to(self, target: &str, token: Option<&str>) -> (Raw, Known) {
+        let mut raw = self;
+        let want = Want::New { target: target.into(), limit: 1 << 20 };
         let (mut asking, hello) = Asking::begin([7; 16], 1, &want, token);
         raw.greet(&hello);
         let welcome = match asking.step(raw.greeting()).expect("an honest server") {
@@ -125,7 +149,17 @@ impl Raw {
         stand: Stand,
         token: Option<&str>,
     ) -> (Raw, Asking, Greeting) {
-        let mut raw = Raw::dial(address);
+        Raw::dial(address).prove_on(known, epoch, stand, token)
+    }
+
+    fn prove_on(
+        self,
+        known: &Known,
+        epoch: u64,
+        stand: Stand,
+        token: Option<&str>,
+    ) -> (Raw, Asking, Greeting) {
+        let mut raw = self;
         let nonce = [epoch as u8; 16];
         let (mut asking, hello) = Asking::begin(nonce, epoch, &Want::Resume(known.clone()), token);
         raw.greet(&hello);
@@ -362,6 +396,39 @@ fn the_right_secret_is_not_enough_for_another_caller() {
     }
     live.data(0, b"undisturbed");
     expect(&pipe, b"undisturbed");
+}
+
+#[test]
+fn a_known_caller_with_the_right_secret_of_anothers_pipe_is_told_that_there_is_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("tokens");
+    let ((ann, of_ann), (bob, of_bob)) = (made("ann", "pipe"), made("bob", "pipe"));
+    std::fs::write(&file, format!("{of_ann}\n{of_bob}\n")).expect("written");
+    let target = echo().to_string();
+    let daemon = Daemon::start(&["--allow", &target, "--token-file", file.to_str().expect("UTF-8")]);
+    let (mut live, known) = Raw::upgraded(&daemon, &ann).open_to(&target, None);
+    let (mut raw, _, proof) = Raw::upgraded(&daemon, &bob).prove_on(&known, 2, stand(0), None);
+    raw.greet(&proof);
+    let Greeting::Refuse(refuse) = raw.greeting() else { panic!("bob has ann's pipe") };
+    assert_eq!((refuse.end.code, refuse.retriable), (Ending::UnknownPipe, false));
+    // The words are those for a pipe that does not exist.
+    let nobodys = Known { id: PipeId([1; 16]), ..known.clone() };
+    let (mut raw, _, proof) = Raw::upgraded(&daemon, &bob).prove_on(&nobodys, 2, stand(0), None);
+    raw.greet(&proof);
+    assert_eq!(raw.greeting(), Greeting::Refuse(refuse));
+    // Ann's pipe does not notice, and she may take it over herself.
+    live.data(0, b"undisturbed");
+    let echoed = loop {
+        match live.next().expect("the pipe goes on") {
+            Frame::Data(0, bytes) => break bytes,
+            Frame::Control(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(b"undisturbed".starts_with(&echoed[..]) && !echoed.is_empty());
+    let (mut raw, mut asking, proof) = Raw::upgraded(&daemon, &ann).prove_on(&known, 3, stand(0), None);
+    raw.greet(&proof);
+    assert!(matches!(asking.step(raw.greeting()), Ok(Asked::Welcome(_))));
 }
 
 #[test]

@@ -14,9 +14,9 @@ use mio::{Events, Poll, Token, Waker};
 use super::carrier::{Carrier, Socket};
 use crate::codec::pipe::{Decoder, Piece, encode_greeting};
 use crate::rt::{Cancel, Moment, Rt};
-use crate::state::pipe::hello::{Asked, Asking, Greeting, HANDSHAKE_WAIT, Refuse, Want, Welcome};
-use crate::state::pipe::proof::Stand;
-use crate::state::pipe::{End, Ending};
+use crate::state::pipe::hello::{Asked, Asking, Greeting, HANDSHAKE_WAIT, Known, Refuse, Want, Welcome};
+use crate::state::pipe::proof::{Secret, Stand};
+use crate::state::pipe::{End, Ending, PipeId};
 
 const SOCKET: Token = Token(0);
 const GIVEN_UP: Token = Token(1);
@@ -307,6 +307,54 @@ pub(super) fn dial(
             }
         }
     }
+}
+
+/// Looks whether pipes get through to a server, and how long a question takes there and back. No pipe
+/// begins: it asks for one that nobody has, and leaves when the proof is asked for.
+///
+/// # Errors
+/// What a pipe would hear.
+pub fn probe(rt: &Rt, dialer: &Arc<dyn Dialer>) -> Result<Duration, DialError> {
+    let cancel = rt.cancel_token();
+    let broke = |error: io::Error| DialError::io("the handshake broke off", &error);
+    let mut patience = Patience::new(rt, rt.now() + HANDSHAKE_WAIT, &cancel).map_err(broke)?;
+    let mut carrier = dialer.dial(&mut patience)?;
+    let nobodys = Known { id: PipeId(rt.secret()), secret: Secret(rt.secret()), instance: [0; 16] };
+    let (mut asking, hello) = Asking::begin(rt.secret(), 1, &Want::Resume(nobodys), dialer.token());
+    let mut bytes = Vec::new();
+    encode_greeting(&hello, &mut bytes);
+    let asked = rt.now();
+    patience.write(&mut carrier, &bytes).map_err(broke)?;
+    let (mut decoder, mut buffer) = (Decoder::new(), [0; 1024]);
+    let protocol = |text: String| DialError::later(End::new(Ending::Protocol, text));
+    loop {
+        let count = patience.read(&mut carrier, &mut buffer).map_err(broke)?;
+        if count == 0 {
+            return Err(broke(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let mut input = &buffer[..count];
+        match decoder.next(&mut input).map_err(|error| protocol(error.to_string()))? {
+            None => {}
+            Some(Piece::Greeting(greeting)) => match asking.step(greeting).map_err(DialError::never)? {
+                Asked::Refused(refuse) => return Err(refuse.into()),
+                Asked::StandStill | Asked::Welcome(_) => return Ok(rt.now().since(asked)),
+            },
+            Some(_) => return Err(protocol("a frame came before the challenge".into())),
+        }
+    }
+}
+
+/// A connection to the replica that has a pipe, with a client's first words said on it.
+pub(super) fn reach(
+    dialer: &Arc<dyn Dialer>,
+    patience: &mut Patience,
+    words: &[u8],
+) -> Result<Carrier, DialError> {
+    let mut carrier = dialer.dial(patience)?;
+    let said = patience.write(&mut carrier, words);
+    said.map_err(|error| DialError::io("the handshake broke off", &error))?;
+    patience.release(carrier.socket());
+    Ok(carrier)
 }
 
 /// Frames on a plain connection, for trusted paths: `tcp://host:port` and `unix:/path`.

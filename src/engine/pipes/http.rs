@@ -118,6 +118,9 @@ pub struct HttpDialer {
     trust: Option<ClientTls>,
     /// The upgrade does not get through here.
     refused_upgrade: AtomicBool,
+    path: String,
+    /// What else the request says.
+    headers: Vec<(&'static str, String)>,
 }
 
 impl HttpDialer {
@@ -148,7 +151,23 @@ impl HttpDialer {
             proxy,
             trust,
             refused_upgrade: AtomicBool::new(false),
+            path: PATH.to_owned(),
+            headers: Vec::new(),
         })
+    }
+
+    /// Another replica's relay, for a pipe that it has.
+    ///
+    /// # Errors
+    /// When the URL has no meaning, or nothing is trusted that `https` needs.
+    pub(super) fn to_replica(
+        url: &str,
+        path: String,
+        headers: Vec<(&'static str, String)>,
+        trust: Option<ClientTls>,
+    ) -> crate::Result<HttpDialer> {
+        let dialer = HttpDialer::new(url, None, Transport::Upgrade, None, trust)?;
+        Ok(HttpDialer { path, headers, ..dialer })
     }
 
     fn connect(&self, target: &Target, patience: &mut Patience) -> Result<Socket, DialError> {
@@ -186,7 +205,7 @@ impl HttpDialer {
         };
         let key = STANDARD.encode(patience.rt().secret::<16>());
         let mut request =
-            format!("GET {PATH} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\n", target.host());
+            format!("GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\n", self.path, target.host());
         if websocket {
             request +=
                 &format!("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n");
@@ -195,6 +214,9 @@ impl HttpDialer {
         }
         if let Some(token) = &self.token {
             request += &format!("Authorization: Bearer {token}\r\n");
+        }
+        for (name, value) in &self.headers {
+            request += &format!("{name}: {value}\r\n");
         }
         request += "\r\n";
         let seed = u64::from_be_bytes(patience.rt().secret());

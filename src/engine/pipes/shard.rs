@@ -14,6 +14,7 @@ mod clock;
 mod dials;
 mod greet;
 mod live;
+mod splice;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -28,6 +29,7 @@ use super::allow::Target;
 use super::carrier::{Carrier, Socket};
 use super::dial::{self, DialError, Dialed, Dialer, Patience};
 use super::duct::{Duct, State};
+use super::relay::Way;
 use super::{Accepted, CarrierPeer, Event, Mode, Note, Order, PipeInfo, Port, Shared};
 use crate::codec::pipe::outbox::Outbox;
 use crate::codec::pipe::{Decoder, Piece, encode_greeting};
@@ -95,6 +97,8 @@ enum Slot {
     Free,
     Greeter(Box<Greeter>),
     Live(Box<Live>),
+    /// Another replica has the pipe.
+    Splice(Box<splice::Splice>),
 }
 
 /// A carrier whose handshake is not through.
@@ -115,6 +119,8 @@ enum Stage {
     Challenging(Challenge),
     /// A thread connects to the target.
     Connecting(Asked, Cancel),
+    /// A thread connects to the replica that has the pipe.
+    Reaching(Cancel),
 }
 
 /// What a client asked for that wants a new pipe.
@@ -142,6 +148,10 @@ struct Live {
     born: rt::Wall,
     up: u64,
     down: u64,
+    /// Since when the local side cannot write any more.
+    blocked_since: Option<Moment>,
+    /// How many of the pipe's duplicate bytes were counted.
+    duplicates: u64,
 }
 
 /// The carrier of an attached pipe and what is half read and half written on it.
@@ -157,6 +167,7 @@ struct Bearer {
     peer: CarrierPeer,
     /// What was received and what was acknowledged when it began.
     began: (u64, u64),
+    since: Moment,
 }
 
 /// Where the bytes come from and go to on this side.
@@ -361,6 +372,8 @@ impl Shard {
                 }
             }
             Some(Slot::Greeter(_)) => {}
+            // The odd one is the other replica.
+            Some(Slot::Splice(splice)) => splice.ready(is_local, readable, writable),
             // A socket that was closed in this very round.
             Some(Slot::Free) | None => return,
         }
@@ -393,6 +406,10 @@ impl Shard {
             Order::Target { slot, serial, result } => {
                 self.dial_ended();
                 self.target(now, slot, serial, result);
+            }
+            Order::Reached { slot, serial, result } => {
+                self.dial_ended();
+                self.reached(now, slot, serial, result);
             }
             Order::Local { serial } => {
                 self.again.extend(self.serials.get(&serial));

@@ -7,6 +7,7 @@ impl Shard {
         match std::mem::replace(&mut self.slots[slot], Slot::Free) {
             Slot::Free => {}
             Slot::Greeter(greeter) => self.turn_greeter(now, slot, greeter),
+            Slot::Splice(splice) => self.turn_splice(now, slot, splice),
             Slot::Live(mut live) => {
                 self.dial_if_due(now, slot, &mut live);
                 if let Local::Duct(duct) = &live.local {
@@ -261,6 +262,7 @@ impl Shard {
         let draw = self.rand.next_u64();
         match &mut live.role {
             Role::Server(server) => {
+                self.shared.figures.away();
                 let limit = self.shared.settings.limits.detached;
                 if let Some(evict) = self.shared.ledger.away(server.id, &server.principal, now, limit) {
                     self.shared.evict(evict);
@@ -298,6 +300,7 @@ impl Shard {
     pub(super) fn drop_bearer(&mut self, mut bearer: Bearer) {
         bearer.carrier.socket().deregister(self.poll.registry());
         bearer.carrier.close();
+        self.shared.figures.attached(self.rt.now().since(bearer.since));
     }
 
     /// After anything happened to a pipe: is it over, when is it next to be looked at.
@@ -319,6 +322,7 @@ impl Shard {
             // The peer may take its time to hear of it; whoever waits here need not.
             duct.set_state(State::Over(end.clone()));
         }
+        live.count(now, &self.shared);
         if live.is_finished() {
             return self.remove(now, slot, live);
         }
@@ -356,6 +360,9 @@ impl Shard {
             Role::Server(server) => {
                 self.ids.remove(&server.id);
                 self.shared.ledger.gone(server.id, &server.principal);
+                if let Some(since) = live.detached_at {
+                    self.shared.figures.detached(now.since(since));
+                }
                 self.shared.figures.ended(end.code);
                 (self.shared.notes)(&Note::Ended { info: info.expect("a server's pipe has a name"), end });
             }

@@ -12,6 +12,7 @@ impl Shard {
             self.alarms.pop();
             match self.slots.get(slot) {
                 Some(Slot::Greeter(greeter)) if greeter.serial == serial => self.again.push(slot),
+                Some(Slot::Splice(splice)) if splice.serial == serial => self.again.push(slot),
                 Some(Slot::Live(live)) if live.serial == serial => {
                     let mut live = self.take_live(slot).expect("looked at just now");
                     live.alarm = None;
@@ -28,7 +29,8 @@ impl Shard {
 
     pub(super) fn alarm(&mut self, now: Moment, slot: usize, live: &mut Live) {
         if live.pipe.alarm(now).is_some() {
-            self.shared.figures.found_dead();
+            let heard_at = live.pipe.heard_at().unwrap_or(now);
+            self.shared.figures.found_dead(now.since(heard_at));
             self.lose(now, slot, live, "nothing was heard of the peer");
         }
         if live.goodbye_by.is_some_and(|by| by <= now) {
@@ -152,7 +154,7 @@ impl Shard {
         let now = self.rt.now();
         for slot in 0..self.slots.len() {
             if let Slot::Greeter(greeter) = &self.slots[slot]
-                && let Stage::Connecting(_, cancel) = &greeter.stage
+                && let Stage::Connecting(_, cancel) | Stage::Reaching(cancel) = &greeter.stage
             {
                 cancel.cancel();
             }

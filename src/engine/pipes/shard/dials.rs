@@ -29,6 +29,8 @@ impl Shard {
             born: self.rt.wall(),
             up: 0,
             down: 0,
+            blocked_since: None,
+            duplicates: 0,
         };
         self.clients += 1;
         self.serials.insert(opening.serial, slot);
@@ -153,7 +155,7 @@ impl Shard {
                 return live.pipe.kill(End::new(Ending::Protocol, violation.to_string()), &mut self.pool);
             }
         };
-        live.bearer = Some(Bearer::new(&live.pipe, carrier, decoder, CarrierPeer::default()));
+        live.bearer = Some(Bearer::new(now, &live.pipe, carrier, decoder, CarrierPeer::default()));
         let draw = self.rand.next_u64();
         let Role::Client(client) = &mut live.role else { unreachable!("only clients dial") };
         client.backoff.healthy(now);

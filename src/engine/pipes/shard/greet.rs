@@ -38,7 +38,7 @@ impl Shard {
                 return self.dismiss(slot, greeter);
             }
         }
-        if matches!(greeter.stage, Stage::Connecting(..)) {
+        if matches!(greeter.stage, Stage::Connecting(..) | Stage::Reaching(_)) {
             // The client has nothing to say before its welcome; its end is noticed then.
             self.slots[slot] = Slot::Greeter(greeter);
             return;
@@ -77,6 +77,16 @@ impl Shard {
                             greeter.authenticate(&self.shared, hello.auth.as_ref().map(|auth| &*auth.0))
                         {
                             return self.refuse(slot, greeter, end, None);
+                        }
+                        if id.owner() != self.shared.owner && !greeter.peer.relayed {
+                            match (self.shared.ways)(id, &greeter.peer) {
+                                Way::Here => {}
+                                Way::Through(dialer) => {
+                                    let rest = input.to_vec();
+                                    return self.carry_on(now, slot, greeter, hello, dialer, &rest);
+                                }
+                                Way::Nowhere(why) => return self.not_reached(slot, greeter, &why),
+                            }
                         }
                         greeter.stage = Stage::Challenging(challenge);
                         let owner = usize::from(id.0[15]) % self.shared.ports().len();
@@ -138,6 +148,10 @@ impl Shard {
 
     pub(super) fn new_pipe(&mut self, now: Moment, slot: usize, mut greeter: Box<Greeter>, hello: Hello) {
         let Wish::New { epoch, target, limit } = hello.wish else { unreachable!("a wish for a new pipe") };
+        if greeter.peer.relayed {
+            let end = End::new(Ending::Protocol, "another replica asks for a pipe of its own");
+            return self.refuse(slot, greeter, end, None);
+        }
         let principal = match greeter.authenticate(&self.shared, hello.auth.as_ref().map(|auth| &*auth.0)) {
             Ok(principal) => principal,
             Err(end) => return self.refuse(slot, greeter, end, None),
@@ -304,7 +318,7 @@ impl Shard {
             tag: [0; 32],
             secret: Some(secret.clone()),
         };
-        let mut bearer = Bearer::new(&pipe, greeter.carrier, greeter.decoder, greeter.peer);
+        let mut bearer = Bearer::new(now, &pipe, greeter.carrier, greeter.decoder, greeter.peer);
         bearer.outbox.greet(&Greeting::Welcome(welcome));
         let server = ServerSide {
             id,
@@ -327,6 +341,8 @@ impl Shard {
             born: self.rt.wall(),
             up: 0,
             down: 0,
+            blocked_since: None,
+            duplicates: 0,
         };
         self.ids.insert(id, slot);
         if matches!(live.local, Local::Duct(_)) {
@@ -363,7 +379,7 @@ impl Shard {
             server.filter(|server| holds && greeter.peer.principal.as_ref() == Some(&server.principal))
         else {
             let end = End::new(Ending::UnknownPipe, "there is no such pipe here (any more)");
-            self.shared.figures.resumed(false);
+            self.shared.figures.resume_refused(end.code);
             return self.refuse(slot, greeter, end, None);
         };
         let still_allowed = match (&self.shared.mode, server.target.parse::<Target>()) {
@@ -379,12 +395,13 @@ impl Shard {
             live.pipe.abort(end.clone(), &mut self.pool);
             self.write_carrier(now, owner, &mut live);
             self.settle(now, owner, live);
+            self.shared.figures.resume_refused(end.code);
             return self.refuse(slot, greeter, end, None);
         }
         if claim.epoch() <= live.pipe.epoch() {
             self.slots[owner] = Slot::Live(live);
             let end = End::new(Ending::Superseded, "a newer carrier bears the pipe");
-            self.shared.figures.resumed(false);
+            self.shared.figures.resume_refused(end.code);
             return self.refuse(slot, greeter, end, Some(Duration::ZERO));
         }
         if let Err(violation) = live.pipe.check_peer(claim.stand().recv) {
@@ -392,7 +409,7 @@ impl Shard {
             live.pipe.abort(end.clone(), &mut self.pool);
             self.write_carrier(now, owner, &mut live);
             self.settle(now, owner, live);
-            self.shared.figures.resumed(false);
+            self.shared.figures.resume_refused(end.code);
             return self.refuse(slot, greeter, end, None);
         }
         // The order of a takeover: the proof held and the epoch is new; let go of the old carrier;
@@ -406,6 +423,10 @@ impl Shard {
         if let Err(error) = greeter.carrier.socket().register(self.poll.registry(), Token(owner * 2)) {
             log::warn!("pipes: cannot watch a carrier: {error}");
             live.pipe.detach(live.pipe.epoch());
+            if live.detached_at.is_none() {
+                live.detached_at = Some(now);
+                self.shared.figures.away();
+            }
             return self.settle(now, owner, live);
         }
         let stand = stand(&mut live.pipe);
@@ -426,9 +447,9 @@ impl Shard {
             Ok(replayed) => replayed,
             Err(violation) => unreachable!("checked above: {violation}"),
         };
-        self.shared.figures.resumed(true);
+        self.shared.figures.resumed();
         self.shared.figures.replayed(replayed);
-        let mut bearer = Bearer::new(&live.pipe, greeter.carrier, greeter.decoder, greeter.peer);
+        let mut bearer = Bearer::new(now, &live.pipe, greeter.carrier, greeter.decoder, greeter.peer);
         bearer.outbox.greet(&Greeting::Welcome(welcome));
         live.bearer = Some(bearer);
         live.goodbye_by = None;

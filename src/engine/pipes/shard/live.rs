@@ -10,7 +10,13 @@ impl Local {
 
 impl Bearer {
     /// Bears `pipe`, which was attached a moment ago.
-    pub(super) fn new(pipe: &Pipe, carrier: Carrier, decoder: Decoder, peer: CarrierPeer) -> Bearer {
+    pub(super) fn new(
+        now: Moment,
+        pipe: &Pipe,
+        carrier: Carrier,
+        decoder: Decoder,
+        peer: CarrierPeer,
+    ) -> Bearer {
         Bearer {
             epoch: pipe.epoch(),
             carrier,
@@ -21,6 +27,7 @@ impl Bearer {
             still: false,
             peer,
             began: (pipe.received(), pipe.written().1),
+            since: now,
         }
     }
 
@@ -69,6 +76,22 @@ impl Live {
             // What can be delivered at once was; the rest is lost with the connection, as with TCP.
             (Local::Socket(_), _) => true,
             (Local::Duct(_), code) => code != Ending::Eof && code != Ending::TargetReset,
+        }
+    }
+
+    /// Counts what is new since the last time.
+    pub(super) fn count(&mut self, now: Moment, shared: &Shared) {
+        let duplicates = self.pipe.counts().duplicates;
+        if duplicates > self.duplicates {
+            shared.figures.duplicates(duplicates - std::mem::replace(&mut self.duplicates, duplicates));
+        }
+        if let Some(trip) = self.pipe.take_round_trip() {
+            shared.figures.round_trip(trip);
+        }
+        if self.pipe.is_full() {
+            self.blocked_since.get_or_insert(now);
+        } else if let Some(since) = self.blocked_since.take() {
+            shared.figures.blocked(now.since(since));
         }
     }
 
