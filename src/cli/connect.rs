@@ -86,16 +86,7 @@ impl Way {
     /// What dials `server`.
     pub(super) fn dialer(&self, server: &str) -> Result<Arc<HttpDialer>, Failure> {
         let remote = Remote { url: server.to_owned(), token_file: self.token_file.clone() };
-        let variable = if server.starts_with("https:") { "HTTPS_PROXY" } else { "HTTP_PROXY" };
-        let from_environment = || {
-            let lower = variable.to_ascii_lowercase();
-            std::env::var(variable).or_else(|_| std::env::var(lower)).ok().filter(|proxy| !proxy.is_empty())
-        };
-        // A proxy for the network is no way to this machine.
-        let is_local = ["://127.", "://localhost", "://[::1]"].iter().any(|local| server.contains(local));
-        let proxy = self.proxy.clone().or_else(|| from_environment().filter(|_| !is_local));
-        let proxy = proxy.map(|text| Proxy::parse(&text)).transpose();
-        let proxy = proxy.map_err(|why| Failure::new(Exit::Usage, "bad_proxy", why))?;
+        let proxy = proxy_for(server, self.proxy.clone())?;
         let trust = self.ca.as_deref().map(ClientTls::trusting).transpose()?;
         let transport = match self.transport {
             Carriage::Auto => Transport::Auto,
@@ -136,6 +127,20 @@ impl Way {
         // Nobody reads standard error: then nobody wants to know.
         let _ = writeln!(io::stderr(), "towpath: {line}");
     }
+}
+
+/// The proxy on the way to `server`: the one that was named, or the environment's.
+pub(super) fn proxy_for(server: &str, named: Option<String>) -> Result<Option<Proxy>, Failure> {
+    let variable = if server.starts_with("https:") { "HTTPS_PROXY" } else { "HTTP_PROXY" };
+    let from_environment = || {
+        let lower = variable.to_ascii_lowercase();
+        std::env::var(variable).or_else(|_| std::env::var(lower)).ok().filter(|proxy| !proxy.is_empty())
+    };
+    // A proxy for the network is no way to this machine.
+    let is_local = ["://127.", "://localhost", "://[::1]"].iter().any(|local| server.contains(local));
+    let proxy = named.or_else(|| from_environment().filter(|_| !is_local));
+    let proxy = proxy.map(|text| Proxy::parse(&text)).transpose();
+    proxy.map_err(|why| Failure::new(Exit::Usage, "bad_proxy", why))
 }
 
 fn in_bytes(bytes: u64) -> String {

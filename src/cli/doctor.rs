@@ -1,5 +1,7 @@
 //! `towpath doctor URL`
 
+mod pipes;
+
 use std::io::Read;
 use std::time::Duration;
 
@@ -10,10 +12,12 @@ use super::{Api, Exit, Failure, Remote, say};
 use crate::client::http::ApiError;
 use crate::rt::Rt;
 
-/// Look at a daemon and at what lies between: reach, readiness, round trip, credentials, live reads
+/// Look at a daemon and at what lies between: reach, readiness, round trip, credentials, live reads,
+/// pipes
 #[derive(Debug, Args)]
 #[command(
-    after_long_help = "Examples:\n  towpath doctor https://edge.example.com\n  towpath doctor --json\n\n\
+    after_long_help = "Examples:\n  towpath doctor https://edge.example.com\n  towpath doctor --json\n  \
+    towpath doctor --pipe host:22 --idle 300\n\n\
     Each line says what was looked at, what was found, and what to do about it. Exit 1 if anything\n\
     is wrong."
 )]
@@ -25,6 +29,12 @@ pub(super) struct Doctor {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// Open a pipe to this target and leave it idle, to see whether anything in between closes it
+    #[arg(long, value_name = "TARGET")]
+    pipe: Option<String>,
+    /// For how many seconds
+    #[arg(long, value_name = "SECONDS", default_value = "40", requires = "pipe")]
+    idle: u64,
 }
 
 /// What was found about one thing.
@@ -60,6 +70,13 @@ impl Doctor {
         let mut findings = vec![reach(&api)];
         if findings[0].well {
             findings.extend([readiness(&api), round_trip(&rt, &api), credentials(&api), live(&rt, &api)]);
+            let (passage, transport) = pipes::passage(&rt, &self.remote)?;
+            findings.push(passage);
+            if let (Some(transport), Some(target)) = (transport, &self.pipe) {
+                let wait = Duration::from_secs(self.idle);
+                findings.push(pipes::idle(&rt, &self.remote, transport, target, wait)?);
+            }
+            findings.push(pipes::ssh());
         }
         let ill = findings.iter().filter(|finding| !finding.well).count();
         if self.json {

@@ -470,3 +470,33 @@ fn a_machine_that_slept_asks_at_once_whether_the_other_end_is_there() {
     assert!(begun.elapsed() < Duration::from_secs(15), "it asked after {:?}", begun.elapsed());
     assert_eq!(connect.end().0, 0);
 }
+
+#[test]
+fn doctor_says_how_pipes_get_through_and_whether_an_idle_one_lasts() {
+    let target = echo().to_string();
+    let nobody = {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.local_addr().expect("bound").to_string()
+    };
+    let daemon = Daemon::start(&["--allow", &target, "--allow", &nobody]);
+    let look = |flags: &[&str]| {
+        let (exit, said) = told(&run(&[&["doctor", &daemon.url, "--json"], flags].concat()));
+        let said = said.lines().next().expect("a line of JSON");
+        let findings: Vec<serde_json::Value> = serde_json::from_str(said).expect("JSON");
+        (exit, findings)
+    };
+    let about = |findings: &[serde_json::Value], what: &str| {
+        let finding = findings.iter().find(|finding| finding["what"] == what);
+        let finding = finding.unwrap_or_else(|| panic!("nothing about {what} in {findings:?}"));
+        (finding["well"] == true, finding["found"].as_str().expect("text").to_owned())
+    };
+    let (exit, findings) = look(&["--pipe", &target, "--idle", "1"]);
+    assert_eq!(exit, 0, "{findings:?}");
+    let (well, found) = about(&findings, "pipes");
+    assert!(well && found.starts_with("the upgrade passes, no proxy, "), "{found}");
+    assert_eq!(about(&findings, "pipe idle"), (true, "kept for 1 s without a byte".to_owned()));
+    assert!(about(&findings, "ssh").0);
+    let (exit, findings) = look(&["--pipe", &nobody]);
+    let (well, found) = about(&findings, "pipe idle");
+    assert!(exit == 1 && !well && found.contains("target_refused"), "{found}");
+}
