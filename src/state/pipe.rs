@@ -567,7 +567,11 @@ impl Pipe {
     pub fn abort(&mut self, end: End, pool: &mut Pool) {
         if self.phase == Phase::Open {
             self.phase = Phase::Ending(end);
-            self.replay.clear(pool);
+            if self.attached().is_none() {
+                self.replay.clear(pool);
+            }
+            // Otherwise the rest of a frame whose head is on the carrier still comes from there; the next
+            // carrier, or the end, lets go of it.
             self.inbound.clear(pool);
             self.timers.stop(Alarm::Ack);
         }
@@ -680,7 +684,10 @@ impl Pipe {
                 self.sent = self.replay.acked();
                 replayed
             }
-            Phase::Ending(_) | Phase::Over(_) => 0,
+            Phase::Ending(_) | Phase::Over(_) => {
+                self.replay.clear(pool);
+                0
+            }
         };
         self.counts.replayed += replayed;
         self.limit = self.limit.max(peer_limit);

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+use towpath::client::pipe::State;
 use towpath::client::pipe::backed::{Backed, Link, Side};
 use towpath::rt::{Lock, Rt, Sender};
 use towpath::state::pipe::Ending;
@@ -237,5 +238,59 @@ fn sim_two_full_windows_and_breaks_do_not_wait_for_each_other() {
             assert!(at_server == up && at_client == down, "{} and {}", at_server.len(), at_client.len());
             Ok::<(), towpath::Error>(())
         });
+    swept.assert_ok();
+}
+
+/// Whoever writes, reads and dials while both ends are closed comes back, each with an end or an error.
+#[test]
+fn sim_closing_at_any_moment_ends_every_wait() {
+    let swept = Sweep::new("sim_closing_at_any_moment_ends_every_wait", 30).run(|t: &Test| {
+        let rt = t.rt();
+        let meeting = meeting(t, t.draw("breaks", 4), 2_000);
+        let ends = [Arc::new(meeting.end(Side::Client)?), Arc::new(meeting.end(Side::Server)?)];
+        let mut waiting = Vec::new();
+        for end in &ends {
+            let pipe = end.clone();
+            waiting.push(rt.spawn("dialer", move || {
+                for attempt in 0..4 {
+                    let asked = if attempt % 2 == 0 { pipe.connect() } else { pipe.force_reconnect() };
+                    if asked.is_err() && matches!(pipe.state(), State::Over(_)) {
+                        return;
+                    }
+                }
+            })?);
+            let pipe = end.clone();
+            waiting.push(rt.spawn("writer", move || {
+                // More than lies between two ends of which one does not read.
+                let written = (&*pipe).write_all(&[7; 150_000]);
+                pipe.shutdown();
+                assert!(written.is_err() || pipe.try_write(b"x").is_err(), "this direction has ended");
+            })?);
+            let pipe = end.clone();
+            waiting.push(rt.spawn("reader", move || {
+                // A few bytes at first; then as fast as they come, or never again.
+                let mut buffer = [0; 5_000];
+                while (&*pipe).read(&mut buffer).is_ok_and(|count| count > 0) {}
+            })?);
+        }
+        let closes: Vec<Duration> =
+            (0..3).map(|_| Duration::from_millis(t.draw("close after", 3_000))).collect();
+        for (index, after) in closes.into_iter().enumerate() {
+            // Both ends, and one of them twice, perhaps at once.
+            let (pipe, clock) = (ends[index % 2].clone(), rt.clone());
+            waiting.push(rt.spawn("closer", move || {
+                clock.sleep(after);
+                // What it says is of no matter here: it comes back.
+                drop(pipe.close());
+            })?);
+        }
+        waiting.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        for end in &ends {
+            assert!(matches!(end.state(), State::Over(_)), "{:?}", end.state());
+            assert!((&**end).write(b"x").is_err());
+            end.close().expect("it is said once");
+        }
+        Ok::<(), towpath::Error>(())
+    });
     swept.assert_ok();
 }

@@ -154,6 +154,8 @@ struct Core {
     dial: Dial,
     backoff: Backoff,
     draws: u64,
+    /// What was received and what was acknowledged when the connection began.
+    began: (u64, u64),
     /// Whether there ever was a connection: from then on losses are healed by themselves.
     was_connected: bool,
     /// By when the other end has to close the connection after the last word.
@@ -281,7 +283,16 @@ impl Core {
         self.goodbye_by = None;
         log::debug!("pipes: a connection was lost: {}", why.text);
         self.trouble.get_or_insert(why);
+        if self.stand() != self.began {
+            // However often the path is cut: as long as each connection gets the pipe further, there is
+            // nothing to be patient about.
+            self.backoff.forget();
+        }
         self.redial(now);
+    }
+
+    fn stand(&self) -> (u64, u64) {
+        (self.pipe.received(), self.pipe.written().1)
     }
 
     fn redial(&mut self, now: Moment) {
@@ -388,6 +399,7 @@ impl Backed {
             dial: Dial::Rest,
             backoff: Backoff::new(REDIAL),
             draws: rt.rand("backed").next_u64(),
+            began: (0, 0),
             was_connected: false,
             goodbye_by: None,
             trouble: None,
@@ -564,18 +576,21 @@ impl Backed {
     /// # Errors
     /// The first thing that went wrong and was not healed, once.
     pub fn close(&self) -> io::Result<()> {
-        let mut since = None;
+        // A change of its own: the writer has to hear that there is a last word, and whoever waits in a
+        // read or a write that there is nothing to wait for.
+        let since = self.inner.change(|core, now| {
+            if !core.closed && core.pipe.over_with().is_none() && !core.pipe.is_done() {
+                core.closing = true;
+                core.pipe.abort(End::new(Ending::Killed, "it was closed"), &mut core.pool);
+            }
+            now
+        });
         self.inner.look(|core, now| {
-            let since = *since.get_or_insert(now);
             if core.closed {
                 return Look::Go(Ok(()));
             }
             let over_before = core.pipe.over_with().cloned();
             if over_before.is_none() {
-                if !core.pipe.is_done() {
-                    core.closing = true;
-                    core.pipe.abort(End::new(Ending::Killed, "it was closed"), &mut core.pool);
-                }
                 let said = core.pipe.goodbye_sent() && !core.writing;
                 if core.pipe.attached().is_some() && !said && now < since + LAST_WORD {
                     return Look::Wait(Some(since + LAST_WORD));
@@ -659,6 +674,7 @@ fn connected(core: &mut Core, now: Moment, epoch: u64, made: io::Result<(Link, u
         core.end(End::new(Ending::Protocol, violation.to_string()));
         return None;
     }
+    core.began = core.stand();
     core.link = Some(close);
     core.outbox = Outbox::new();
     core.decoder = Decoder::new();

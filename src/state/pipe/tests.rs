@@ -472,3 +472,19 @@ fn an_id_reads_as_it_prints() {
         assert_eq!(Ending::from_number(number as u16), ending);
     }
 }
+
+#[test]
+fn breaking_off_keeps_what_is_half_on_the_carrier_and_nothing_for_the_next_one() {
+    let mut bench = Bench::attached(Side::Server, WINDOW_MIN);
+    bench.write("half of it");
+    assert_eq!(bench.pipe.next(bench.now, DATA_MAX), Some(Outgoing::Data { off: 0, len: 10 }));
+    bench.pipe.abort(End::new(Ending::Killed, "by hand"), &mut bench.pool);
+    // The head and five bytes are written: the peer waits for the other five before it can read the reset.
+    let rest: Vec<u8> = bench.pipe.bytes(5, 5).flatten().copied().collect();
+    assert_eq!(rest, b"of it");
+    assert_eq!(bench.write("more"), 0);
+    bench.pipe.detach(1);
+    assert_eq!(bench.attach(2, 0, WINDOW_MIN), Ok(0), "nothing goes out again");
+    assert_eq!(bench.pipe.memory(), 0);
+    assert_eq!(bench.sent(), [Outgoing::Control(Control::Reset(End::new(Ending::Killed, "by hand")))]);
+}

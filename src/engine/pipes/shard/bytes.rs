@@ -212,6 +212,10 @@ impl Shard {
     }
 
     pub(super) fn write_carrier(&mut self, now: Moment, slot: usize, live: &mut Live) -> usize {
+        if live.pipe.over_with().is_some() {
+            // The peer has said the last word, and what was half written is not kept any more.
+            return 0;
+        }
         let mut written = 0;
         let failed = loop {
             let Some(bearer) = live.bearer.as_mut().filter(|bearer| bearer.writable && !bearer.still) else {
