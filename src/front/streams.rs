@@ -29,6 +29,7 @@ use crate::wire::{Frame, Owner};
 
 mod aisdk;
 mod parts;
+mod reader;
 mod socket;
 
 /// The most streams on a page of the list.

@@ -1,6 +1,6 @@
 //! The way into a daemon, set by its configuration: addresses, TLS, credentials, where sockets come from.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -239,6 +239,73 @@ fn a_jwt_opens_the_streams_it_names_and_live_reads_end_with_it() {
     daemon.signal("HUP");
     daemon.wait_for_log("read again");
     assert_eq!(once(&daemon, "GET /v1/streams/chat/1/state", &writer, "").0, 401);
+}
+
+/// What of an answer arrives until its connection ends, and whether the last chunk was there.
+fn to_the_end(socket: &mut TcpStream) -> (String, bool) {
+    let mut said = Vec::new();
+    let mut buffer = [0; 4_096];
+    let whole = loop {
+        match socket.read(&mut buffer) {
+            Ok(length @ 1..) => said.extend_from_slice(&buffer[..length]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                panic!("it is still open: {}", String::from_utf8_lossy(&said));
+            }
+            // A connection that is broken off ends with an error, or without one.
+            Ok(_) | Err(_) => break false,
+        }
+        if said.ends_with(b"0\r\n\r\n") {
+            break true;
+        }
+    };
+    (String::from_utf8_lossy(&said).into_owned(), whole)
+}
+
+#[test]
+fn the_doors_of_other_clients_end_with_the_credentials_too() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let key = folder.path().join("key.jwt");
+    std::fs::write(&key, format!("{SECRET}\n")).expect("written");
+    let daemon = Daemon::start_with(&[], |command| {
+        command.env("TOWPATH_AUTH__JWT_KEYS", &key);
+    });
+    let streams = |ops: &[&str]| json!([{"match": "chat/*", "ops": ops}]);
+    let all = streams(&["follow", "append", "produce", "manage"]);
+    let writer = bearer(&jwt(SECRET, &json!({"sub": "w", "exp": now() + 3_600, "streams": all})));
+    assert_eq!(once(&daemon, "PUT /v1/streams/chat/1", &writer, "").0, 201);
+    let (status, begun) = once(&daemon, "POST /v1/streams/chat/1/turns", &writer, "{}");
+    assert_eq!(status, 201, "{begun}");
+    let begun: Value = serde_json::from_str(&begun).expect("JSON");
+    let lease = begun["lease"].as_str().expect("a lease");
+    let held = format!("{writer}Towpath-Lease: {lease}\r\nContent-Type: application/x-ndjson\r\n");
+    let (status, said) = once(&daemon, "POST /v1/streams/chat/1/turns/1/parts", &held, "\"Once \"\n");
+    assert_eq!(status, 200, "{said}");
+
+    let end = now() + 5;
+    let short = bearer(&jwt(SECRET, &json!({"sub": "r", "exp": end, "streams": streams(&["follow"])})));
+    let open = |path: &str, heard: &str| {
+        let mut socket = connect(&daemon);
+        let line = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{short}\r\n");
+        socket.write_all(line.as_bytes()).expect("sent");
+        read_until(&mut socket, heard);
+        socket
+    };
+    let mut durable = open("/v1/stream/chat/1?offset=-1&live=sse", "upToDate");
+    let mut aisdk = open("/v1/streams/chat/1/live?format=aisdk", "Once ");
+    let mut turn = open("/v1/streams/chat/1/turns/1", "Once ");
+
+    let (said, whole) = to_the_end(&mut durable);
+    assert!(whole && !said.contains("streamClosed"), "the stream goes on, for others: {said}");
+    let (said, whole) = to_the_end(&mut aisdk);
+    let last = said.find(r#"{"type":"error","errorText":"the credentials have ended"}"#);
+    assert!(whole && last < said.find("[DONE]") && last.is_some(), "{said}");
+    let (said, whole) = to_the_end(&mut turn);
+    assert!(!whole, "the turn goes on, and nobody takes this for its end: {said}");
+    assert!(now() >= end, "none of them ended before");
+    for path in ["/v1/stream/chat/1", "/v1/streams/chat/1/turns/1"] {
+        assert_eq!(once(&daemon, &format!("GET {path}"), &short, "").0, 401, "{path}");
+    }
+    assert_eq!(once(&daemon, "GET /v1/streams/chat/1/state", &writer, "").0, 200);
 }
 
 #[test]

@@ -115,9 +115,9 @@ impl Errand {
             (Errand::Keepalive(it), Did::Alive { lease_until, interrupted }) => {
                 (it.then)(Ok(Alive { lease_until: Wall(lease_until), interrupted }));
             }
-            (Errand::ReadTurn(it), Did::Read { first, parts, last, closed, evicted }) => {
+            (Errand::ReadTurn(it), Did::Read { first, parts, last, closed, evicted, folded_to }) => {
                 let parts = parts.into_iter().map(|part| part.get().into()).collect();
-                (it.then)(Ok(TurnRead { first, parts, last, closed, evicted }));
+                (it.then)(Ok(TurnRead { first, parts, last, closed, evicted, folded_to }));
             }
             (Errand::CancelOf(it), Did::Watched) => (it.then)(Ok(watch(it.fence))),
             (errand, _) => errand.refuse(odd()),
@@ -243,7 +243,7 @@ pub(super) enum Did {
     Written { id: u64, token: String },
     Ended,
     Alive { lease_until: i64, interrupted: bool },
-    Read { first: u32, parts: Vec<Box<RawValue>>, last: u32, closed: bool, evicted: bool },
+    Read { first: u32, parts: Vec<Box<RawValue>>, last: u32, closed: bool, evicted: bool, folded_to: u32 },
     Watched,
     Failed(Fail),
 }
@@ -282,7 +282,14 @@ impl From<Alive> for Did {
 impl From<TurnRead> for Did {
     fn from(it: TurnRead) -> Did {
         let parts = it.parts.iter().map(raw).collect();
-        Did::Read { first: it.first, parts, last: it.last, closed: it.closed, evicted: it.evicted }
+        Did::Read {
+            first: it.first,
+            parts,
+            last: it.last,
+            closed: it.closed,
+            evicted: it.evicted,
+            folded_to: it.folded_to,
+        }
     }
 }
 

@@ -228,6 +228,8 @@ pub struct TurnRead {
     pub closed: bool,
     /// Whether parts before `first` are gone.
     pub evicted: bool,
+    /// The last part that a message stands for. What comes after it goes if the turn is lost.
+    pub folded_to: u32,
 }
 
 /// What a read found.
@@ -832,6 +834,7 @@ impl StreamsRoom {
                 evicted: lack.evicted,
                 closed: turn.is_closed(),
                 last: turn.last(),
+                folded_to: turn.folded_to(),
                 parts: lack.parts.cloned().collect(),
             }));
         }

@@ -4,21 +4,19 @@
 //! One that writes plain strings, or objects with a `text`, has them told as one block of text. However the
 //! turn ends, the stream does: with the chunk that says how, and `[DONE]`.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::reader::{self, Gone};
 use super::{or_answer, problem, stream_of};
 use crate::codec::sse;
 use crate::engine::streams::{StreamError, Streams, TurnRead};
 use crate::front::{Op, Reply, Request, Response};
 use crate::state::stream::Status;
 use crate::store::streams::{Address, StreamRow};
-use crate::wire::{Frame, Happened, LinkHandle, Outlet, Owner, websocket};
+use crate::wire::{Frame, LinkHandle, websocket};
 
 /// Nobody answers at the moment: the SDK takes that for "nothing to resume".
 fn nothing() -> Response {
@@ -51,23 +49,24 @@ fn open(streams: Streams, stream: Uuid, turn: u32, reply: Reply) {
         Ok(read) if read.evicted => reply.send(nothing()),
         Err(error) => reply.send(problem(&error)),
         Ok(read) => {
-            let gone = Arc::new(AtomicBool::new(false));
-            let heard = gone.clone();
-            let outlet = Outlet::new(move |batch| {
-                if batch.iter().any(|event| matches!(event.what, Happened::Closed(_))) {
-                    heard.store(true, Ordering::Release);
-                }
-                Ok(())
-            });
             let response = Response::new(200)
                 .header("cache-control", "no-cache, no-store")
                 .header("x-vercel-ai-ui-message-stream", "v1");
-            let link = reply.sse_with(response, Some(Owner::new(&outlet, 0)));
+            let (link, gone) = reader::open(say_expired, |owner| reply.sse_with(response, Some(owner)));
             let told = Told { streams: known, stream, turn, link, gone, chunks: Chunks::default() };
             told.go_on(read, true);
         }
     };
     streams.read_turn_then(stream, turn, 0, false, Box::new(then));
+}
+
+/// The last words to somebody whose credentials have ended.
+fn say_expired(link: &LinkHandle) {
+    let mut out = Vec::new();
+    push(&mut out, r#"{"type":"error","errorText":"the credentials have ended"}"#);
+    push(&mut out, "[DONE]");
+    link.send(Frame::chunk(&out));
+    link.finish();
 }
 
 /// One reader of a turn.
@@ -76,14 +75,13 @@ struct Told {
     stream: Uuid,
     turn: u32,
     link: LinkHandle,
-    /// Set when the reader has left.
-    gone: Arc<AtomicBool>,
+    gone: Gone,
     chunks: Chunks,
 }
 
 impl Told {
     fn go_on(mut self, read: TurnRead, first: bool) {
-        if self.gone.load(Ordering::Acquire) {
+        if self.gone.is_gone() {
             return;
         }
         let mut out = Vec::new();
@@ -96,7 +94,7 @@ impl Told {
             if first { self.link.send_paced(frame) } else { self.link.send(frame) }
         }
         if read.closed {
-            return self.end();
+            return self.end(read.folded_to >= read.last);
         }
         let (streams, stream, turn) = (self.streams.clone(), self.stream, self.turn);
         let then = move |more: Result<TurnRead, StreamError>| match more {
@@ -113,8 +111,8 @@ impl Told {
         streams.read_turn_then(stream, turn, read.last, true, Box::new(then));
     }
 
-    /// The turn is over: how, the store knows.
-    fn end(mut self) {
+    /// The turn is over: how, the store knows. `kept` says whether messages stand for all of its parts.
+    fn end(mut self, kept: bool) {
         if self.chunks.ended {
             return self.say_end(None);
         }
@@ -129,7 +127,9 @@ impl Told {
                     self.chunks.aborted = true;
                     None
                 }
-                _ => None,
+                Some(Status::Done) => None,
+                // It waits for another worker, has one, or is deleted: an answer that was kept is whole.
+                _ => (!kept).then(|| "the worker was lost before the answer was whole".into()),
             };
             self.say_end(failure.as_deref());
         };

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::reader::{self, Gone};
 use super::{fence, or_answer, part_of, problem, stream_of};
 use crate::engine::streams::{Accepted, StreamError, Streams, TurnRead};
 use crate::front::{Op, Reply, Request, Response};
 use crate::rt::{CloserGuard, Lock};
 use crate::store::streams::Fence;
-use crate::wire::{Frame, Happened, LinkBatch, LinkHandle, Outlet, Owner};
+use crate::wire::{Frame, Happened, LinkBatch, LinkHandle, Outlet, Owner, websocket};
 
 /// A body of parts on its way in.
 #[derive(Default)]
@@ -290,8 +291,11 @@ pub(super) fn give(streams: &Streams, request: Request, reply: Reply) {
                             .header("content-type", "application/x-ndjson")
                             .header("cache-control", "no-store")
                             .header("x-accel-buffering", "no");
-                        let link = reply.stream(response, None);
-                        pass_on(reading, stream, turn, link, read);
+                        let (link, gone) =
+                            reader::open(say_expired, |owner| reply.stream(response, Some(owner)));
+                        // What was there before the reader came says nothing about how fast it reads.
+                        link.send_paced(lines(&read));
+                        pass_on(Reading { streams: reading, stream, turn, link, gone }, read);
                     }
                 }),
             );
@@ -299,27 +303,51 @@ pub(super) fn give(streams: &Streams, request: Request, reply: Reply) {
     );
 }
 
-/// Sends what was read, and waits for the rest.
-fn pass_on(streams: Streams, stream: Uuid, turn: u32, link: LinkHandle, read: TurnRead) {
+/// A reader sees an answer that is not whole.
+fn say_expired(link: &LinkHandle) {
+    link.close(websocket::close::ABNORMAL, "auth");
+}
+
+fn lines(read: &TurnRead) -> Frame {
     let mut lines = String::new();
     for part in &read.parts {
         lines.push_str(part);
         lines.push('\n');
     }
-    link.send(Frame::chunk(lines.as_bytes()));
-    if read.closed {
-        return link.finish();
+    Frame::chunk(lines.as_bytes())
+}
+
+/// One reader of a turn.
+struct Reading {
+    streams: Streams,
+    stream: Uuid,
+    turn: u32,
+    link: LinkHandle,
+    gone: Gone,
+}
+
+/// Waits for what follows `read`, which was sent, until the turn ends.
+fn pass_on(reading: Reading, read: TurnRead) {
+    if reading.gone.is_gone() {
+        return;
     }
-    let known = streams.clone();
-    known.read_turn_then(
+    if read.closed {
+        return reading.link.finish();
+    }
+    let streams = reading.streams.clone();
+    let (stream, turn) = (reading.stream, reading.turn);
+    streams.read_turn_then(
         stream,
         turn,
         read.last,
         true,
         Box::new(move |read| match read {
-            Ok(read) => pass_on(streams, stream, turn, link, read),
+            Ok(read) => {
+                reading.link.send(lines(&read));
+                pass_on(reading, read);
+            }
             // The engine stops, or the stream is gone: a reader sees that the answer is not whole.
-            Err(_) => link.close(crate::wire::websocket::close::ABNORMAL, "the turn is gone"),
+            Err(_) => reading.link.close(websocket::close::ABNORMAL, "the turn is gone"),
         }),
     );
 }
