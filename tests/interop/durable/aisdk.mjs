@@ -1,55 +1,8 @@
 // The class behind `useChat`, and the SDK's own reader, resume chats from the daemon at TOWPATH_URL.
 import assert from "node:assert/strict";
-import { AbstractChat, DefaultChatTransport, readUIMessageStream } from "ai";
+import { readUIMessageStream } from "ai";
 import { api, begin, run, unique, until, url } from "./api.mjs";
-
-// What a user interface keeps of a chat.
-class State {
-  status = "ready";
-  error = undefined;
-  messages = [];
-  pushMessage = (message) => void this.messages.push(message);
-  popMessage = () => void this.messages.pop();
-  replaceMessage = (at, message) => void (this.messages[at] = structuredClone(message));
-  snapshot = (value) => structuredClone(value);
-}
-
-class Chat extends AbstractChat {
-  constructor(id) {
-    super({ id, state: new State(), transport: transport() });
-  }
-}
-
-const transport = () =>
-  new DefaultChatTransport({
-    prepareReconnectToStreamRequest: ({ id }) => ({ api: `${url}/v1/streams/${id}/live?format=aisdk` }),
-  });
-
-const textOf = (message) => (message?.parts ?? []).filter((part) => part.type === "text").map((part) => part.text).join("");
-const shown = (chat) => textOf(chat.messages.at(-1));
-
-// A chat whose answer is being produced: in chunks of the SDK, and its first words are said.
-async function answering() {
-  const id = `chat-${unique()}`;
-  await api("PUT", `/v1/streams/${id}`, {});
-  const turn = await begin(id);
-  await turn.parts(
-    { type: "start", messageId: `answer-${id}` },
-    { type: "text-start", id: "1" },
-    { type: "text-delta", id: "1", delta: "Once " },
-  );
-  const say = (...words) => turn.parts(...words.map((delta) => ({ type: "text-delta", id: "1", delta })));
-  const end = async () => {
-    await turn.parts({ type: "text-end", id: "1" }, { type: "finish" });
-    await turn.finish();
-  };
-  return { id, turn, say, end };
-}
-
-async function within(what, promise) {
-  const late = new Promise((_, reject) => setTimeout(() => reject(new Error(`${what}: it hangs`)), 60_000).unref());
-  return Promise.race([promise, late]);
-}
+import { answering, Chat, shown, textOf, transport, within } from "./chat.mjs";
 
 await run({
   "a chat resumes in mid-answer, on a second device too": async () => {
