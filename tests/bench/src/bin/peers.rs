@@ -159,19 +159,25 @@ fn appends(server: &Server) -> Outcome<Figures> {
     let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let (cpu, begun) = (server.cpu()?, Instant::now());
     std::thread::scope(|scope| -> Outcome<()> {
+        let mut writers = Vec::with_capacity(WRITERS);
         for n in 0..WRITERS {
             let (done, stop) = (&done, &stop);
             let mut client = Client::open(server.address)?;
             let path = format!("/v1/stream/append-{n}");
             client.must("PUT", &path, b"")?;
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) && client.must("POST", &path, &[b'#'; MESSAGE]).is_ok() {
+            writers.push(scope.spawn(move || -> Result<(), String> {
+                while !stop.load(Ordering::Relaxed) {
+                    client.must("POST", &path, &[b'#'; MESSAGE]).map_err(|error| error.to_string())?;
                     done.fetch_add(1, Ordering::Relaxed);
                 }
-            });
+                Ok(())
+            }));
         }
         std::thread::sleep(APPEND_FOR);
         stop.store(true, Ordering::Relaxed);
+        for writer in writers {
+            writer.join().map_err(|_| "a writer panicked")??;
+        }
         Ok(())
     })?;
     let units = done.load(Ordering::Relaxed) as f64;
@@ -268,7 +274,8 @@ fn take_marks(rest: &mut Vec<u8>, arrived: &[u8], base: Instant, waits: &mut Vec
             at = begin;
             break;
         };
-        let sent: u64 = std::str::from_utf8(&mark[1..MARK - 1]).ok().and_then(|it| it.parse().ok()).unwrap_or(now);
+        let sent: u64 =
+            std::str::from_utf8(&mark[1..MARK - 1]).ok().and_then(|it| it.parse().ok()).unwrap_or(now);
         waits.push(now.saturating_sub(sent));
         at = begin + MARK;
     }
