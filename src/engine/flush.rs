@@ -467,6 +467,8 @@ impl FlushMetadata {
         self.observe(&entries);
         let began = self.rt.now();
         let stamp = self.door.stamp(began);
+        // Several reports within one microsecond are dated one after the other, into what is to come.
+        let ahead = entries.iter().map(|(_, entry)| entry.collected_at.0 - stamp.0).max().unwrap_or(0).max(0);
         let (sight, more) = (self.sight, self.more.clone());
         let splits = self.figures.splits.clone();
         if let Err(error) = self.store() {
@@ -481,7 +483,7 @@ impl FlushMetadata {
         ranges.push(0..entries.len());
         while let Some(range) = ranges.pop() {
             let written = store.upsert(&entries[range.clone()], stamp, sight);
-            self.floor = self.floor.max(self.door.stamp(self.rt.now()));
+            self.floor = self.floor.max(Wall(self.door.stamp(self.rt.now()).0 + ahead));
             match written {
                 Ok(done) => {
                     more.rows_changed.inc_by(done.rows);
