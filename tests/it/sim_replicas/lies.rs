@@ -356,7 +356,8 @@ fn read_afterwards(t: &Test) {
     };
     for replica in &all {
         let read = read(replica, 1).unwrap_or_else(|error| panic!("through {}: {error}", replica.name));
-        assert_eq!((read.parts, read.closed), (parts.clone(), true), "through {}", replica.name);
+        // Whether it has ended, its room may hear a moment after whoever ended it.
+        assert_eq!((read.parts, read.last), (parts.clone(), 3), "through {}", replica.name);
     }
     t.advance(secs(20));
     for replica in &all {
