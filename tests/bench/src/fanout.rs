@@ -97,7 +97,8 @@ impl Pair {
         let (server, order, mut told) = role(&["--fanout-server", kind, &links.to_string()]);
         let address = line(&mut told);
         let upgrade = if kind == "idle" { "websocket" } else { "" };
-        let (readers, stays, mut said) = role(&["--fanout-readers", &address, &links.to_string(), kind, upgrade]);
+        let (readers, stays, mut said) =
+            role(&["--fanout-readers", &address, &links.to_string(), kind, upgrade]);
         assert_eq!(line(&mut said), "connected");
         assert_eq!(line(&mut told), "all here");
         Pair { server, order, told, readers, _readers: stays }
@@ -266,11 +267,12 @@ fn serve_ours(links: usize) {
     });
 }
 
-/// Bytes of memory in use.
+/// Bytes of memory that this process asked for: what it reads of its own program is not counted.
 fn resident() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/statm").expect("Linux");
-    let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("pages");
-    pages * 4096
+    let text = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux says it");
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    kibibytes * 1024
 }
 
 /// The readers: connects all of them, then reads whatever comes.

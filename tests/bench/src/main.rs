@@ -4,8 +4,13 @@
 //! how many pairs. Writes `target/bench/<case>.json` and prints a Markdown table. Goals are ratios;
 //! `make bench-check` lists the cases that fall short.
 
+mod batching;
+#[path = "../../it/cluster.rs"]
+#[allow(dead_code, reason = "the tests' own, used in part")]
+mod cluster;
 mod fanout;
 mod pairs;
+mod pipes;
 mod relay;
 mod rt;
 mod sessions;
@@ -18,8 +23,10 @@ fn main() {
     }
     let mut bench = Bench::from_environment();
     rt::run(&mut bench);
+    batching::run(&mut bench);
     sessions::run(&mut bench);
     relay::run(&mut bench);
+    pipes::run(&mut bench);
     fanout::run(&mut bench);
     bench.finish();
 }

@@ -36,7 +36,8 @@ fn stage(rt: &Rt) -> Stage {
         .with("echo", Procedure::rpc(|_, blob: Blob| Ok(blob)).inline())
         .with("ticks", ticks);
     let settings = Settings { codec: Codec::Binary, ..Settings::default() };
-    let server = Server::builder(rt, Services::new().with(bench)).settings(settings).start().expect("threads");
+    let server =
+        Server::builder(rt, Services::new().with(bench)).settings(settings).start().expect("threads");
     let mut router = Router::new();
     router.add(river::route("/", server.doorbell().clone()));
     let io = IoThreads::new(rt, 1, None).expect("threads");
@@ -63,45 +64,61 @@ pub(crate) fn run(bench: &mut Bench) {
     let floor = "@replit/river 0.220, recorded";
 
     let case = Case { name: "sessions/rpc-sequential", floor, unit: "calls", goal: 2.5 };
-    bench.pair(&case, || Sample::recorded(10_500.0), || {
-        Sample::take(|| {
-            (0..CALLS).for_each(|n| add(&stage.client, n));
-            CALLS
-        })
-    });
+    bench.pair(
+        &case,
+        || Sample::recorded(10_500.0),
+        || {
+            Sample::take(|| {
+                (0..CALLS).for_each(|n| add(&stage.client, n));
+                CALLS
+            })
+        },
+    );
 
     let case = Case { name: "sessions/rpc-32-in-flight", floor, unit: "calls", goal: 10.0 };
-    bench.pair(&case, || Sample::recorded(10_000.0), || {
-        Sample::take(|| {
-            let call = |caller| {
-                let client = stage.client.clone();
-                rt.spawn(format!("caller-{caller}"), move || (0..CALLS / 4).for_each(|n| add(&client, n)))
-            };
-            let callers: Vec<_> = (0..CALLERS).map(|caller| call(caller).expect("a thread")).collect();
-            callers.into_iter().for_each(|caller| caller.join().expect("it called"));
-            CALLERS * (CALLS / 4)
-        })
-    });
+    bench.pair(
+        &case,
+        || Sample::recorded(10_000.0),
+        || {
+            Sample::take(|| {
+                let call = |caller| {
+                    let client = stage.client.clone();
+                    rt.spawn(format!("caller-{caller}"), move || (0..CALLS / 4).for_each(|n| add(&client, n)))
+                };
+                let callers: Vec<_> = (0..CALLERS).map(|caller| call(caller).expect("a thread")).collect();
+                callers.into_iter().for_each(|caller| caller.join().expect("it called"));
+                CALLERS * (CALLS / 4)
+            })
+        },
+    );
 
     // 100 MiB/s each way are 1,600 calls of 64 KiB a second.
     let case = Case { name: "sessions/rpc-64KiB", floor, unit: "calls", goal: 4.0 };
     let blob = Blob(vec![0xa5; BIG]);
-    bench.pair(&case, || Sample::recorded(1_600.0), || {
-        Sample::take(|| {
-            for _ in 0..2_000 {
-                let back: Blob = stage.client.rpc("bench", "echo", &blob).expect("an answer");
-                assert_eq!(back.0.len(), BIG);
-            }
-            2_000
-        })
-    });
+    bench.pair(
+        &case,
+        || Sample::recorded(1_600.0),
+        || {
+            Sample::take(|| {
+                for _ in 0..2_000 {
+                    let back: Blob = stage.client.rpc("bench", "echo", &blob).expect("an answer");
+                    assert_eq!(back.0.len(), BIG);
+                }
+                2_000
+            })
+        },
+    );
 
     let case = Case { name: "sessions/subscription", floor, unit: "answers", goal: 143.0 };
-    bench.pair(&case, || Sample::recorded(1_400.0), || {
-        Sample::take(|| {
-            let answers = stage.client.subscribe::<_, u64>("bench", "ticks", &TICKS).expect("called");
-            assert_eq!(answers.map(|n| n.expect("an answer")).count() as u64, TICKS);
-            TICKS
-        })
-    });
+    bench.pair(
+        &case,
+        || Sample::recorded(1_400.0),
+        || {
+            Sample::take(|| {
+                let answers = stage.client.subscribe::<_, u64>("bench", "ticks", &TICKS).expect("called");
+                assert_eq!(answers.map(|n| n.expect("an answer")).count() as u64, TICKS);
+                TICKS
+            })
+        },
+    );
 }

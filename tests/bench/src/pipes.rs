@@ -1,0 +1,291 @@
+//! Pipes beside plain TCP on loopback: bulk, echo, and what a cut costs. Both ends are in this process, as
+//! both ends of the floor are. With `TOWPATH_BIN` naming the program and socat on the path, tunnels as well.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use towpath::client::pipe::{Incoming, Pipe, PipeListener, State};
+use towpath::engine::pipes::dial::Plain;
+use towpath::engine::pipes::http::{HttpDialer, Transport};
+use towpath::engine::pipes::{Accepted, Mode, Pipes, Plan, Server, Settings};
+use towpath::front::{self, Router};
+use towpath::rt::{Receiver, Rt};
+use towpath::wire::{IoThreads, Limits, Listener, Running};
+
+use crate::pairs::{Bench, Case, Sample};
+
+const BULK: usize = 512 << 20;
+const PIECE: usize = 128 << 10;
+const ECHOES: u64 = 20_000;
+const ECHO: usize = 64;
+const CROWD: usize = 500;
+
+/// Writes on a thread of its own, reads here.
+fn carry(mut writer: impl Write + Send, mut reader: impl Read) -> u64 {
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let piece = vec![0xa5; PIECE];
+            (0..BULK / PIECE).for_each(|_| writer.write_all(&piece).expect("it takes them"));
+        });
+        let mut buffer = vec![0; PIECE];
+        let mut left = BULK;
+        while left > 0 {
+            let count = reader.read(&mut buffer).expect("they come");
+            assert!(count > 0, "{left} bytes are missing");
+            left -= count;
+        }
+    });
+    BULK as u64
+}
+
+fn echo(mut asks: impl Read + Write, mut answers: impl Read + Write + Send) -> u64 {
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut buffer = [0; ECHO];
+            for _ in 0..ECHOES {
+                answers.read_exact(&mut buffer).expect("it comes");
+                answers.write_all(&buffer).expect("it is taken");
+            }
+        });
+        let mut buffer = [7; ECHO];
+        for _ in 0..ECHOES {
+            asks.write_all(&buffer).expect("it is taken");
+            asks.read_exact(&mut buffer).expect("it comes back");
+        }
+    });
+    ECHOES
+}
+
+fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let one = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+    let other = listener.accept().expect("a connection").0;
+    one.set_nodelay(true).and_then(|()| other.set_nodelay(true)).expect("a socket option");
+    (one, other)
+}
+
+/// Pipes behind the front door, as frames in WebSocket messages.
+struct WebSockets {
+    accepted: Receiver<Accepted>,
+    running: Running,
+    _pipes: Pipes,
+}
+
+impl WebSockets {
+    fn start(rt: &Rt) -> WebSockets {
+        let (accept, accepted) = rt.channel("accept", 16);
+        let server = Server { mode: Mode::Listen(accept), ..Server::none() };
+        let pipes = Pipes::start(rt, Settings::default(), server).expect("threads");
+        let mut router = Router::new();
+        front::pipes::routes(&mut router, rt, &pipes.handle());
+        let io = IoThreads::new(rt, 1, None).expect("threads");
+        let listener = Listener::bind("127.0.0.1:0").expect("a port");
+        let running = io.start(Limits::default(), vec![listener], Arc::new(router)).expect("threads");
+        WebSockets { accepted, running, _pipes: pipes }
+    }
+
+    fn open(&self, rt: &Rt, pipes: &Pipes) -> (Pipe, Pipe) {
+        let url = format!("http://{}", self.running.addresses()[0]);
+        let dialer = HttpDialer::new(&url, None, Transport::WebSocket, None, None).expect("a dialer");
+        let ours = Pipe::open(rt, &pipes.handle(), Plan::new(Arc::new(dialer), "bench")).expect("it opens");
+        let theirs = Incoming::from(self.accepted.recv().expect("it was opened")).pipe;
+        (ours, theirs)
+    }
+}
+
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").expect("linux");
+    text.split_whitespace().nth(1).expect("a field").parse::<u64>().expect("a number") * 4_096
+}
+
+pub(crate) fn run(bench: &mut Bench) {
+    if !bench.wants("pipes") {
+        return;
+    }
+    let rt = Rt::real();
+    let listener = PipeListener::bind(&rt, "127.0.0.1:0").expect("a port");
+    let url = format!("tcp://{}", listener.address());
+    let pair = || {
+        let ours = Pipe::connect(&rt, &url, "bench").expect("it listens");
+        (ours, listener.accept().expect("it was opened").pipe)
+    };
+    let (ours, theirs) = pair();
+    let (one, other) = sockets();
+
+    let case = Case { name: "pipes/bulk", floor: "plain TCP", unit: "bytes", goal: 0.75 };
+    bench.pair(&case, || Sample::take(|| carry(&one, &other)), || Sample::take(|| carry(&ours, &theirs)));
+
+    if bench.wants("pipes/bulk-websocket") {
+        let server = WebSockets::start(&rt);
+        let dialing = Pipes::start(&rt, Settings::default(), Server::none()).expect("threads");
+        let (near, far) = server.open(&rt, &dialing);
+        let case = Case { name: "pipes/bulk-websocket-down", floor: "plain TCP", unit: "bytes", goal: 0.6 };
+        bench.pair(&case, || Sample::take(|| carry(&other, &one)), || Sample::take(|| carry(&far, &near)));
+        let case =
+            Case { name: "pipes/bulk-websocket-up-masked", floor: "plain TCP", unit: "bytes", goal: 0.4 };
+        bench.pair(&case, || Sample::take(|| carry(&one, &other)), || Sample::take(|| carry(&near, &far)));
+    }
+
+    // 6 µs there and back is what plain TCP takes, 25 what a pipe may.
+    let case = Case { name: "pipes/echo", floor: "plain TCP", unit: "echoes", goal: 0.24 };
+    bench.pair(&case, || Sample::take(|| echo(&one, &other)), || Sample::take(|| echo(&ours, &theirs)));
+
+    let case = Case { name: "pipes/flows-again-after-a-cut", floor: "200 ms each", unit: "cuts", goal: 1.0 };
+    bench.pair(
+        &case,
+        || Sample::recorded(5.0),
+        || {
+            Sample::take(|| {
+                for round in 0..20_u8 {
+                    ours.reconnect_now();
+                    (&ours).write_all(&[round]).expect("it is taken");
+                    let mut got = [0];
+                    (&theirs).read_exact(&mut got).expect("it comes");
+                    assert_eq!(got, [round]);
+                }
+                20
+            })
+        },
+    );
+    drop((ours, theirs));
+    crowd(bench, &rt, &listener);
+    tunnels(bench);
+}
+
+/// Many pipes at once: how fast all of them are back after a cut of all, and what each holds.
+fn crowd(bench: &mut Bench, rt: &Rt, listener: &PipeListener) {
+    let case = Case { name: "pipes/500-back-after-a-cut", floor: "2 s for all", unit: "pipes", goal: 1.0 };
+    if !bench.wants(case.name) {
+        return;
+    }
+    let dialing = Pipes::start(rt, Settings::default(), Server::none()).expect("threads");
+    let dialer = Arc::new(Plain::Tcp(listener.address().ip().to_string(), listener.address().port()));
+    let before = resident();
+    let both: Vec<(Pipe, Pipe)> = (0..CROWD)
+        .map(|_| {
+            let ours =
+                Pipe::open(rt, &dialing.handle(), Plan::new(dialer.clone(), "crowd")).expect("it opens");
+            (ours, listener.accept().expect("it was opened").pipe)
+        })
+        .collect();
+    let ask = |round: u8| {
+        for (ours, theirs) in &both {
+            (&*ours).write_all(&[round]).expect("it is taken");
+            (&*theirs).read_exact(&mut [0]).expect("it comes");
+        }
+    };
+    ask(0);
+    let grown = resident().saturating_sub(before) / CROWD as u64;
+    println!("pipes: idle and attached, both ends and their handles in this process: {grown} bytes a pipe");
+    bench.pair(
+        &case,
+        || Sample::recorded(CROWD as f64 / 2.0),
+        || {
+            Sample::take(|| {
+                both.iter().for_each(|(ours, _)| ours.reconnect_now());
+                ask(1);
+                assert!(both.iter().all(|(ours, _)| ours.state() == State::Connected));
+                CROWD as u64
+            })
+        },
+    );
+}
+
+struct Children(Vec<Child>);
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // It may have ended by itself; either way it is gone then.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A target that swallows, and says one byte when it has had enough.
+fn sink() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            thread::spawn(move || {
+                let mut buffer = vec![0; PIECE];
+                let mut left = BULK;
+                while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                    left -= count;
+                    if left == 0 {
+                        left = BULK;
+                        stream.write_all(b".").expect("it is taken");
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+fn through(mut stream: &TcpStream) -> u64 {
+    let piece = vec![0xa5; PIECE];
+    (0..BULK / PIECE).for_each(|_| stream.write_all(&piece).expect("it takes them"));
+    stream.read_exact(&mut [0]).expect("it has had enough");
+    BULK as u64
+}
+
+fn connected(address: SocketAddr) -> TcpStream {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match TcpStream::connect(address) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn said(child: &mut Child, word: usize) -> String {
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("piped");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
+    line.split_whitespace().nth(word).expect("an address").to_owned()
+}
+
+/// `serve` and `forward` between a writer and a sink, beside one socat there.
+fn tunnels(bench: &mut Bench) {
+    let case = Case { name: "pipes/forward", floor: "socat -b 131072", unit: "bytes", goal: 0.5 };
+    if !bench.wants(case.name) {
+        return;
+    }
+    let Some(program) = std::env::var_os("TOWPATH_BIN") else {
+        return println!("{}: not run, TOWPATH_BIN names no program", case.name);
+    };
+    let sink = sink();
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let socat = Command::new("socat")
+        .args(["-b", "131072", &format!("TCP-LISTEN:{},bind=127.0.0.1,fork,reuseaddr", free.port())])
+        .arg(format!("TCP:{sink}"))
+        .spawn();
+    let Ok(socat) = socat else { return println!("{}: not run, socat is not installed", case.name) };
+    let mut running = Children(vec![socat]);
+    let data = std::env::temp_dir().join(format!("towpath-bench-{}", std::process::id()));
+    let mut serve = Command::new(&program);
+    serve.args(["serve", "--listen", "127.0.0.1:0", "--allow", &sink.to_string(), "--data"]).arg(&data);
+    let mut serve = serve.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+    let url = said(&mut serve, 2);
+    running.0.push(serve);
+    let mut forward = Command::new(&program);
+    forward.args(["forward", "-L", &format!("0:{sink}"), &url]);
+    let mut forward = forward.stdout(Stdio::piped()).spawn().expect("it starts");
+    let address = said(&mut forward, 1).parse().expect("an address");
+    running.0.push(forward);
+    let (by_socat, by_us) = (connected(free), connected(address));
+    bench.pair(&case, || Sample::take(|| through(&by_socat)), || Sample::take(|| through(&by_us)));
+    drop(running);
+    // What it wrote there is nobody's; a leftover folder is no failure of a bench.
+    let _ = std::fs::remove_dir_all(&data);
+}
