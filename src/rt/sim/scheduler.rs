@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::handle::Handle;
-use super::pool;
+use super::pool::Berth;
 use super::state::{State, Status, Tid, Until, Why, nanos};
 use super::tape::Choices;
 use super::trace::{Kind, Told, Trace};
@@ -102,7 +102,8 @@ pub(crate) struct Scheduler {
     pub(super) invariants: Mutex<Vec<(String, Invariant)>>,
     pub(super) seed: u64,
     planted: Option<&'static str>,
-    cpu: usize,
+    /// Which processor the threads of the run are held to.
+    place: usize,
     /// For the watchdog, which must not wait for the state.
     progress: AtomicU64,
     ended: AtomicBool,
@@ -142,7 +143,8 @@ fn listen_to_panics() {
 /// Runs `test` as thread 0 of a simulation and waits for its end.
 pub(crate) fn run(config: Config, test: impl FnOnce(Handle) + Send + 'static) -> Finished {
     listen_to_panics();
-    let core = Scheduler::new(config);
+    let berth = Berth::take();
+    let core = Scheduler::new(config, berth.place());
     let handle = Handle { core: core.clone(), node: 0 };
     let first = core.state.lock().add_task("test".to_owned(), 0);
     core.start(first, move || test(handle));
@@ -151,7 +153,7 @@ pub(crate) fn run(config: Config, test: impl FnOnce(Handle) + Send + 'static) ->
 }
 
 impl Scheduler {
-    fn new(config: Config) -> Arc<Scheduler> {
+    fn new(config: Config, place: usize) -> Arc<Scheduler> {
         let (seed, planted) = (config.seed, config.planted);
         Arc::new(Scheduler {
             state: Mutex::new(State::new(config)),
@@ -159,7 +161,7 @@ impl Scheduler {
             invariants: Mutex::default(),
             seed,
             planted,
-            cpu: pool::next_cpu(),
+            place,
             progress: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             runner: std::thread::current(),
@@ -176,12 +178,11 @@ impl Scheduler {
         })
     }
 
-    /// Starts the OS thread of a task; it waits for the token first.
+    /// Says what a task does once the token comes to it for the first time.
     pub(super) fn start(self: &Arc<Scheduler>, tid: Tid, body: impl FnOnce() + Send + 'static) {
         let core = self.clone();
         let parker = self.state.lock().tasks[tid].parker.clone();
         let job = move || {
-            parker.wait();
             CURRENT.with(|current| *current.borrow_mut() = Some((core.clone(), tid)));
             LAST_PANIC.with(|last| last.set(None));
             marks::begin(core.planted);
@@ -205,7 +206,7 @@ impl Scheduler {
             CURRENT.with(|current| *current.borrow_mut() = None);
             core.finish(tid, panic, reached);
         };
-        pool::run(Box::new(job), self.cpu);
+        parker.begin_with(Box::new(job), self.place);
     }
 
     /// The thread has ended: the token goes on, or the run is over.
