@@ -80,7 +80,10 @@ impl Carrier {
 
     pub(super) fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match &mut self.tls {
-            None => self.socket.write_vectored(slices),
+            None => match slices {
+                [one] => self.socket.write(one),
+                _ => self.socket.write_vectored(slices),
+            },
             Some(tls) => tls.write(&mut self.socket, slices),
         }
     }

@@ -334,8 +334,13 @@ impl Links {
         self.touch(slot);
     }
 
+    /// How many pieces are to be written on this connection.
+    pub(crate) fn pieces(&self, slot: usize) -> usize {
+        self.slots[slot].as_deref().map_or(0, |link| link.queue.pieces())
+    }
+
     /// What to write next on this connection: how many slices, none if its queue is empty.
-    pub(crate) fn gather<'a>(&'a self, slot: usize, slices: &mut [IoSlice<'a>; GATHER_MAX]) -> usize {
+    pub(crate) fn gather<'a>(&'a self, slot: usize, slices: &mut [IoSlice<'a>]) -> usize {
         self.slots[slot].as_deref().map_or(0, |link| link.queue.gather(slices))
     }
 

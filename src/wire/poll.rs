@@ -533,17 +533,26 @@ impl IoThread {
             return true;
         }
         let all = loop {
-            let mut slices = [IoSlice::new(&[]); GATHER_MAX];
-            let count = self.links.gather(slot, &mut slices);
-            let written = match count {
+            let pieces = self.links.pieces(slot);
+            let written = match pieces {
                 0 => connection
                     .carrier
                     .flush()
                     .and_then(|done| if done { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) }),
-                _ => connection.carrier.write(&slices[..count]),
+                // What is sent one at a time needs no table of slices.
+                1 => {
+                    let mut slices = [IoSlice::new(&[])];
+                    self.links.gather(slot, &mut slices);
+                    connection.carrier.write(&slices)
+                }
+                _ => {
+                    let mut slices = [IoSlice::new(&[]); GATHER_MAX];
+                    let count = self.links.gather(slot, &mut slices);
+                    connection.carrier.write(&slices[..count])
+                }
             };
             match written {
-                Ok(0) => break count == 0,
+                Ok(0) => break pieces == 0,
                 Ok(n) => {
                     self.links.wrote(slot, n);
                     if n >= budget {

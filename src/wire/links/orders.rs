@@ -61,7 +61,7 @@ impl Links {
 
     pub(super) fn carry_out(&mut self, order: Order) {
         match order {
-            Order::Fanout { group, frame } => self.fan_out(group, &frame),
+            Order::Fanout { group, frame } => self.fan_out(group, frame),
             Order::Drain(drain) => self.drain(drain),
             Order::Open { line, opening, owner, terms } => match (self.awaiting(line), owner) {
                 (Some(slot), owner) => self.open(slot, *opening, owner, terms),
@@ -78,7 +78,7 @@ impl Links {
                 }
             }
             Order::Send { line, frame, paced } => {
-                self.with(line, |links, slot| links.send(slot, &frame, !paced))
+                self.with(line, |links, slot| links.send(slot, frame, !paced))
             }
             Order::Join { line, group } => self.with(line, |links, slot| links.join(slot, group)),
             Order::Leave { line, group } => self.with(line, |links, slot| links.leave(slot, group)),
@@ -145,6 +145,8 @@ impl Links {
             return;
         }
         let members = self.groups.entry(group).or_default();
+        // Most are in one group, and idle links are many: room for one, not for four.
+        link.groups.reserve_exact(usize::from(link.groups.is_empty()));
         link.groups.push((group, members.len() as u32));
         members.push(slot as u32);
     }
@@ -168,11 +170,12 @@ impl Links {
         }
     }
 
-    pub(super) fn fan_out(&mut self, group: GroupId, frame: &Frame) {
+    pub(super) fn fan_out(&mut self, group: GroupId, frame: Frame) {
         let Some(members) = self.groups.get_mut(&group).map(std::mem::take) else { return };
+        let frame = Arc::new(frame);
         let mut slow = Vec::new();
         for &slot in &members {
-            if !self.queue_frame(slot as usize, frame, true) {
+            if !self.queue_frame(slot as usize, &frame, true) {
                 slow.push(slot as usize);
             }
         }
@@ -184,14 +187,14 @@ impl Links {
         }
     }
 
-    pub(super) fn send(&mut self, slot: usize, frame: &Frame, live: bool) {
-        if !self.queue_frame(slot, frame, live) {
+    pub(super) fn send(&mut self, slot: usize, frame: Frame, live: bool) {
+        if !self.queue_frame(slot, &Arc::new(frame), live) {
             self.cut_slow(slot);
         }
     }
 
     /// Queues a frame in the link's own encoding; false if its bound is reached.
-    pub(super) fn queue_frame(&mut self, slot: usize, frame: &Frame, live: bool) -> bool {
+    pub(super) fn queue_frame(&mut self, slot: usize, frame: &Arc<Frame>, live: bool) -> bool {
         let Some(link) = self.slots[slot].as_deref() else { return true };
         if live && link.queue.live() + frame.len() > self.limits.queue_bytes.max(frame.len()) {
             return false;
@@ -206,14 +209,16 @@ impl Links {
             // A handle sends only once it was opened; this is an answered request.
             Outgoing::Answers => return true,
             Outgoing::Chunks { framed: true, .. } if fits(Encoding::Chunk) => Bytes::Frame(frame.clone()),
-            Outgoing::Chunks { framed: true, .. } => Bytes::Frame(Frame::chunk(frame.payload())),
+            Outgoing::Chunks { framed: true, .. } => Bytes::Frame(Frame::chunk(frame.payload()).into()),
             Outgoing::Chunks { framed: false, .. } | Outgoing::Raw { .. } => Bytes::Payload(frame.clone()),
             Outgoing::WebSocket { role: Role::Server, .. }
                 if fits(Encoding::Text) || fits(Encoding::Binary) =>
             {
                 Bytes::Frame(frame.clone())
             }
-            Outgoing::WebSocket { role: Role::Server, .. } => Bytes::Frame(Frame::binary(frame.payload())),
+            Outgoing::WebSocket { role: Role::Server, .. } => {
+                Bytes::Frame(Frame::binary(frame.payload()).into())
+            }
             Outgoing::WebSocket { role: Role::Client, .. } => {
                 let mask = Some(self.mask());
                 let outgoing = match frame.encoding() {

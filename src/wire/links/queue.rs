@@ -13,9 +13,11 @@ pub(super) enum Bytes {
     Own(Vec<u8>),
     Static(&'static [u8]),
     Shared(Arc<[u8]>),
-    Frame(Frame),
+    /// Counted once more by whoever fans it out: threads that counted the frame itself, for each of their links,
+    /// would fight over one cache line.
+    Frame(Arc<Frame>),
     /// A frame without what was put around it for another encoding.
-    Payload(Frame),
+    Payload(Arc<Frame>),
 }
 
 impl Bytes {
@@ -51,10 +53,12 @@ struct Piece {
 /// First in, first out.
 ///
 /// Invariant: `front` bytes of the first piece have left; `live` is the sum of what has not left of
-/// pieces that count; no piece is empty; `pushed - left` is what is queued.
+/// pieces that count; no piece is empty; `pushed - left` is what is queued. Nothing is behind no first piece,
+/// and an empty queue has no buffer: a link that gets one message at a time never owns one.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    pieces: VecDeque<Piece>,
+    first: Option<Piece>,
+    rest: VecDeque<Piece>,
     front: usize,
     live: usize,
     pushed: u64,
@@ -63,8 +67,6 @@ pub(super) struct Queue {
 
 /// The most pieces one gathered write takes.
 pub(crate) const GATHER_MAX: usize = 64;
-/// Places an idle queue may keep, so that a lone frame costs no allocation.
-const IDLE_PIECES: usize = 4;
 /// The most bytes one gathered write takes.
 const GATHER_BYTES: usize = 64 * 1024;
 
@@ -78,11 +80,21 @@ impl Queue {
         if live {
             self.live += len;
         }
-        self.pieces.push_back(Piece { bytes, live });
+        let piece = Piece { bytes, live };
+        if self.first.is_none() {
+            self.first = Some(piece);
+        } else {
+            self.rest.push_back(piece);
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.first.is_none()
+    }
+
+    /// How many pieces are queued.
+    pub(super) fn pieces(&self) -> usize {
+        usize::from(self.first.is_some()) + self.rest.len()
     }
 
     /// Queued bytes that count.
@@ -101,10 +113,10 @@ impl Queue {
     }
 
     /// What to write next: at least one slice if anything is queued. Answers how many.
-    pub(super) fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>; GATHER_MAX]) -> usize {
+    pub(super) fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut total = 0;
         let mut count = 0;
-        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+        for (slice, piece) in slices.iter_mut().zip(self.first.iter().chain(&self.rest)) {
             let bytes = piece.bytes.as_slice();
             let bytes = if count == 0 { &bytes[self.front..] } else { bytes };
             *slice = IoSlice::new(bytes);
@@ -121,7 +133,7 @@ impl Queue {
     pub(super) fn wrote(&mut self, mut n: usize) {
         self.left += n as u64;
         while n > 0 {
-            let Some(piece) = self.pieces.front() else { return };
+            let Some(piece) = &self.first else { return };
             let here = (piece.bytes.as_slice().len() - self.front).min(n);
             if piece.live {
                 self.live -= here;
@@ -129,27 +141,26 @@ impl Queue {
             n -= here;
             self.front += here;
             if self.front == piece.bytes.as_slice().len() {
-                self.pieces.pop_front();
+                self.first = self.rest.pop_front();
                 self.front = 0;
             }
         }
-        if self.pieces.is_empty() && self.pieces.capacity() > IDLE_PIECES {
-            // An idle link owns no buffers worth the name.
-            self.pieces = VecDeque::new();
+        if self.first.is_none() && self.rest.capacity() > 0 {
+            self.rest = VecDeque::new();
         }
     }
 
     /// Drops everything behind the piece that has begun to leave.
     pub(super) fn drop_unbegun(&mut self) {
-        let keep = usize::from(self.front > 0);
-        while self.pieces.len() > keep {
-            let Some(piece) = self.pieces.pop_back() else { return };
+        let begun = if self.front > 0 { self.first.take() } else { None };
+        for piece in self.first.take().into_iter().chain(std::mem::take(&mut self.rest)) {
             let len = piece.bytes.as_slice().len();
             self.pushed -= len as u64;
             if piece.live {
                 self.live -= len;
             }
         }
+        self.first = begun;
     }
 }
 
@@ -169,8 +180,8 @@ mod tests {
             let mut queue = Queue::default();
             queue.push(Bytes::Static(b"abc"), true);
             queue.push(Bytes::Static(b""), true);
-            queue.push(Bytes::Frame(Frame::text("de")), false);
-            queue.push(Bytes::Payload(Frame::text("fg")), true);
+            queue.push(Bytes::Frame(Frame::text("de").into()), false);
+            queue.push(Bytes::Payload(Frame::text("fg").into()), true);
             assert_eq!((queue.live(), queue.pushed()), (5, 9));
             let mut seen = Vec::new();
             while !queue.is_empty() {
