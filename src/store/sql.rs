@@ -112,7 +112,6 @@ pub(super) fn begin_epoch(sql: &mut dyn Sql, store: Uuid, epoch: Uuid) -> Result
 
 /// What a column holds. SQLite has no ids and no times: there they are bytes and integers.
 #[derive(Clone, Debug, PartialEq)]
-#[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "SQLite has no ids and no times"))]
 pub(crate) enum Value {
     Null,
     Int(i64),
