@@ -100,7 +100,7 @@ impl std::fmt::Debug for Answers {
 /// An answer that could not be sent; it comes back.
 #[derive(Debug)]
 pub enum Unsent {
-    /// Not now: [`Gate::ring_when_open`].
+    /// Not now: [`Gate::ring_when_open`](super::Gate::ring_when_open).
     Full(Answer),
     /// The session or the server is over.
     Ended(Answer),
