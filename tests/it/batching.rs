@@ -405,9 +405,17 @@ fn of_the_backends_one_fails_one_hangs_one_panics_and_the_others_get_everything(
     let odd =
         |name, write: Writes| -> Box<dyn Backend> { Box::new(Odd { name, write, closed: closed.clone() }) };
     let counted = good.clone();
+    let hung = Arc::new(AtomicBool::new(false));
+    let hangs = hung.clone();
     let backends = vec![
         odd("fails", Box::new(|_| Err(Error::new(Code::Io, "no")))),
-        odd("hangs", Box::new(move |_| wait.recv().map_err(|_| Error::new(Code::Io, "let go")))),
+        odd(
+            "hangs",
+            Box::new(move |_| {
+                hangs.store(true, Relaxed);
+                wait.recv().map_err(|_| Error::new(Code::Io, "let go"))
+            }),
+        ),
         odd("panics", Box::new(|_| panic!("a backend of somebody else's"))),
         odd(
             "good",
@@ -423,12 +431,18 @@ fn of_the_backends_one_fails_one_hangs_one_panics_and_the_others_get_everything(
     for n in 0..100 {
         rig.connections.record(visit(n)).unwrap();
         rig.connections.flush().unwrap();
+        if n == 0 {
+            // So that it holds this one, and its queue the next: each has a thread of its own.
+            rig.until("the hanging one hangs", |_| hung.load(Relaxed));
+        }
     }
     rig.until("the good one has all", |_| good.load(Relaxed) == 100);
+    rig.until("the failing one has failed at all", |rig| {
+        rig.metrics.text().contains(r#"towpath_backend_failures_total{backend="fails"} 100"#)
+    });
     assert_eq!(rig.connections.account().stored, 100);
     assert_eq!(rig.crew.poisoned(), None, "its panic is not the engine's");
     let text = rig.metrics.text();
-    assert!(text.contains(r#"towpath_backend_failures_total{backend="fails"} 100"#), "{text}");
     assert!(text.contains(r#"towpath_backend_dropped_total{backend="hangs"} 3"#), "{text}");
     drop(go);
     rig.stop();
