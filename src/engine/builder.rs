@@ -454,7 +454,7 @@ impl Builder {
         }
         let mut retention = None;
         if let Some((lookups, _)) = &lookups {
-            retention = Some(retention::start(crew, self.ages, lookups.clone(), metrics)?);
+            retention = retention::start(crew, self.ages, lookups.clone(), metrics)?;
         }
         let visits = match &connections {
             Some((log, _)) if self.own_links => Visits::in_log(log),

@@ -58,11 +58,11 @@ pub(crate) struct Retention {
     jobs: Vec<Job>,
 }
 
-/// Starts it.
+/// Starts it, if anything may grow too old: without an age there is no thread.
 ///
 /// # Errors
 /// There is no thread to be had.
-pub fn start(crew: &Crew, ages: Ages, lookups: Lookups, metrics: &mut Metrics) -> Result<Worker> {
+pub fn start(crew: &Crew, ages: Ages, lookups: Lookups, metrics: &mut Metrics) -> Result<Option<Worker>> {
     let mut job = |of, age: Option<Duration>, name, help| {
         let pruned = metrics.counter(name, help);
         age.map(|age| Job { of, age, pruned, next: Some(Moment::ZERO) })
@@ -81,7 +81,10 @@ pub fn start(crew: &Crew, ages: Ages, lookups: Lookups, metrics: &mut Metrics) -
             "Metadata values thrown out because of their age.",
         ),
     ];
-    let jobs = jobs.into_iter().flatten().collect();
+    let jobs: Vec<Job> = jobs.into_iter().flatten().collect();
+    if jobs.is_empty() {
+        return Ok(None);
+    }
     let rt = crew.rt().clone();
     let (worker, _) = Worker::spawn(crew, "retention", Bounds::of(4), |own| Retention {
         rt,
@@ -89,7 +92,7 @@ pub fn start(crew: &Crew, ages: Ages, lookups: Lookups, metrics: &mut Metrics) -
         own: own.clone(),
         jobs,
     })?;
-    Ok(worker)
+    Ok(Some(worker))
 }
 
 impl Retention {
