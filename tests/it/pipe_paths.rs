@@ -408,9 +408,10 @@ fn a_pipe_is_a_row_of_the_connection_log_from_its_beginning_to_its_end() {
         let text = body.to_string();
         (text.matches("\"pipe\"").count(), text.matches(&target).count(), text.contains("eof"))
     };
-    wait_until("its beginning is written", || of_pipes(&rows()) == (1, 1, false));
+    // The target stands in the row as what was connected to, and as a label to filter by.
+    wait_until("its beginning is written", || of_pipes(&rows()) == (1, 2, false));
     assert_eq!(connect.end().0, 0);
-    wait_until("its end is written to the same row", || of_pipes(&rows()) == (1, 1, true));
+    wait_until("its end is written to the same row", || of_pipes(&rows()) == (1, 2, true));
 }
 
 #[test]
