@@ -400,6 +400,8 @@ impl Channel<'_> {
         loop {
             let n = self.read(&mut buffer)?;
             if n == 0 {
+                // Whoever gives a dial up closes its socket.
+                self.attempt.check()?;
                 return Err(Refused::Protocol("the peer closed the connection before it answered"));
             }
             if let Some((head, early)) = reader.feed(&buffer[..n]).map_err(Refused::Protocol)? {

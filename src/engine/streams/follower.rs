@@ -77,19 +77,46 @@ impl Format {
                     let (id, json) = (event.token.to_string(), voice.json(event));
                     let name = Some(event.what.name());
                     sse::Event { event: name, id: Some(&id), data: &json, retry: None }.write(&mut bytes);
+                    if bytes.len() >= CHUNK_BYTES {
+                        send(Frame::chunk(&std::mem::take(&mut bytes)));
+                    }
                 }
                 if !bytes.is_empty() {
                     send(Frame::chunk(&bytes));
                 }
             }
             Format::Durable => {
-                if let Some(bytes) = durable::say(events, voice) {
-                    send(Frame::chunk(&bytes));
+                for share in shares(events) {
+                    if let Some(bytes) = durable::say(share, voice) {
+                        send(Frame::chunk(&bytes));
+                    }
                 }
             }
         }
     }
 }
+
+/// Events in order, so many at a time that what they carry stays about [`CHUNK_BYTES`].
+fn shares(events: &[Event]) -> impl Iterator<Item = &[Event]> {
+    let carries = |event: &Event| match &event.what {
+        What::Message(row) => row.content.len(),
+        What::Part { part, .. } => part.len(),
+        _ => 0,
+    };
+    let mut bytes = 0;
+    events.split_inclusive(move |event| {
+        bytes += carries(event);
+        let full = bytes >= CHUNK_BYTES;
+        if full {
+            bytes = 0;
+        }
+        full
+    })
+}
+
+/// When a chunk of events is long enough. A follower's bound is kept frame by frame: everything of a burst in
+/// one frame would pass it whole, however long, whenever the queue happens to be empty.
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// What events are written with besides themselves: the stream they are of.
 pub(super) struct Voice<'a> {
