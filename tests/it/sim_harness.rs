@@ -245,7 +245,9 @@ fn a_run_over_a_limit_says_which() {
     assert_eq!(steps.class(), Some("limit: steps"));
     let time = Sim::new(1).virtual_max(SECOND).run(move |t| -> () { spin(t) });
     assert_eq!(time.class(), Some("limit: virtual time"));
-    let wall = Sim::new(1).wall_max(Duration::from_millis(1)).run(move |t| -> () { spin(t) });
+    // Steps without end: a fast build would meet that limit first.
+    let wall =
+        Sim::new(1).steps_max(u64::MAX).wall_max(Duration::from_millis(1)).run(move |t| -> () { spin(t) });
     assert_eq!(wall.class(), Some("limit: wall"));
 }
 
