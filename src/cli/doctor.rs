@@ -149,13 +149,16 @@ fn round_trip(rt: &Rt, api: &Api) -> Finding {
 }
 
 fn credentials(api: &Api) -> Finding {
-    match api.get("/v1/streams?limit=1") {
-        Ok(_) => Finding::good("credentials", "may list streams"),
+    match api.get("/v1/whoami") {
+        Ok(me) => {
+            let roles: Vec<_> =
+                me["roles"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let name = me["name"].as_str().unwrap_or("somebody");
+            let scoped = if me["streams"].is_null() { "" } else { ", for some streams" };
+            Finding::good("credentials", format!("{name}: {}{scoped}", roles.join(", ")))
+        }
         Err(ApiError::Problem { status: 401, .. }) => {
             Finding::bad("credentials", "they are needed", "give a token: --token-file FILE or TOWPATH_TOKEN")
-        }
-        Err(ApiError::Problem { status: 403, .. }) => {
-            Finding::good("credentials", "known, may not list streams")
         }
         Err(error) => Finding::bad("credentials", error.to_string(), "the token may be for another daemon"),
     }

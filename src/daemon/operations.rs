@@ -65,6 +65,11 @@ pub(super) fn add_routes(
             Err(response) => reply.send(response),
         }
     }));
+    let about = "Who these credentials are of and what they allow";
+    router.add(Route::get("/v1/whoami").about(about).to(|request, reply| {
+        let told = Response::json(200, &request.who().told());
+        reply.send(told.header("cache-control", "no-store"));
+    }));
     let about = "Reads the configuration again, all or nothing; answers which settings need a restart";
     router.add(Route::post("/v1/admin/reload").about(about).needs(Role::Admin).answers(&[200, 409, 503]).to(
         move |_, reply| match &asked {

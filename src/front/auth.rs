@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use serde_json::{Value, json};
+
 use super::query::Query;
 use super::router::Need;
+use super::streams::rfc3339;
 use crate::wire::Peer;
 use crate::wire::http::{Head, Response};
 
@@ -152,6 +155,20 @@ impl Principal {
         };
         by_role
             && self.scopes.as_ref().is_none_or(|scopes| scopes.iter().any(|scope| scope.allows(op, stream)))
+    }
+
+    /// What it is told about itself: never a secret.
+    pub fn told(&self) -> Value {
+        let streams = self.scopes.as_ref().map(|scopes| {
+            let one = |scope: &Scope| {
+                let ops: Vec<_> = scope.ops.iter().map(|op| op.as_str()).collect();
+                json!({ "match": scope.matches, "ops": ops })
+            };
+            scopes.iter().map(one).collect::<Vec<_>>()
+        });
+        let roles: Vec<_> = self.roles.iter().map(|role| role.as_str()).collect();
+        let expires = self.expires.map(rfc3339);
+        json!({ "name": self.name, "roles": roles, "streams": streams, "expires_at": expires })
     }
 
     pub(super) fn meets(&self, need: Need) -> bool {

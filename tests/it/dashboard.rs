@@ -110,19 +110,56 @@ fn the_dashboard_shows_what_happens_and_complains_of_nothing() {
     click_through(&[], None);
 }
 
-#[test]
-fn the_dashboard_works_with_a_token() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let made = towpath(&["token", "new", "me", "--role", "admin"]).output().expect("runs");
+/// A token of this role: the file of its hash, the file it is in, and itself.
+fn token(folder: &Path, role: &str) -> (PathBuf, PathBuf, String) {
+    let made = towpath(&["token", "new", role, "--role", role]).output().expect("runs");
     assert!(made.status.success(), "{made:?}");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     let (token, line) = (text(&made.stdout), text(&made.stderr));
-    let file = |name: &str, text: String| {
-        let path = folder.path().join(name);
+    let file = |name: String, text: String| {
+        let path = folder.join(name);
         std::fs::write(&path, text).expect("written");
         path
     };
-    let hashes = file("hashes", format!("{line}\n"));
-    let own = file("token", format!("{token}\n"));
+    (
+        file(format!("{role}.hash"), format!("{line}\n")),
+        file(format!("{role}.token"), format!("{token}\n")),
+        token,
+    )
+}
+
+#[test]
+fn the_dashboard_works_with_a_token() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (hashes, own, token) = token(folder.path(), "admin");
     click_through(&["--token-file", hashes.to_str().expect("UTF-8")], Some((&own, &token)));
+}
+
+#[test]
+fn the_dashboard_offers_a_follower_only_what_a_follower_may() {
+    let Some((interop, chromium)) = browser() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (admin, _, secret) = token(folder.path(), "admin");
+    let (follower, _, token) = token(folder.path(), "follower");
+    let both = folder.path().join("both");
+    let hash = |file| std::fs::read_to_string(file).expect("written");
+    std::fs::write(&both, hash(admin) + &hash(follower)).expect("written");
+    let daemon = Daemon::start(&["--token-file", both.to_str().expect("UTF-8")]);
+    for arguments in
+        [["stream", "create", "chat/1", "--json"], ["stream", "append", "chat/1", "hello from a test"]]
+    {
+        let mut command = towpath(&arguments);
+        command.env("TOWPATH_TOKEN", &secret).env("TOWPATH_URL", &daemon.url);
+        let (exit, said) = told(&command.output().expect("runs"));
+        assert_eq!(exit, 0, "{said}");
+    }
+    let mut command = Command::new("node");
+    command
+        .arg("dashboard_follower.mjs")
+        .current_dir(&interop)
+        .env("TOWPATH_URL", &daemon.url)
+        .env("TOWPATH_TOKEN", &token)
+        .env("CHROMIUM", chromium);
+    let (exit, said) = told(&command.output().expect("node runs"));
+    assert_eq!(exit, 0, "{said}");
 }

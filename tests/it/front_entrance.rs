@@ -309,6 +309,30 @@ fn the_doors_of_other_clients_end_with_the_credentials_too() {
 }
 
 #[test]
+fn whoever_asks_who_they_are_is_told_their_roles_and_streams_and_no_secret() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("tokens");
+    let made =
+        crate::process::run(&["token", "new", "viewer", "--role", "follower", "--scope", "chat/*=follow"]);
+    let token = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+    std::fs::write(&file, made.stderr).expect("written");
+    let told = |daemon: &Daemon, headers: &str| {
+        let (status, body) = once(daemon, "GET /v1/whoami", headers, "");
+        (status, serde_json::from_str::<Value>(&body).expect("JSON"))
+    };
+    let daemon = Daemon::start(&["--token-file", file.to_str().expect("UTF-8")]);
+    let viewer = json!({
+        "name": "viewer", "roles": ["follower"], "expires_at": null,
+        "streams": [{ "match": "chat/*", "ops": ["follow"] }],
+    });
+    assert_eq!(told(&daemon, &bearer(&token)), (200, viewer));
+    assert_eq!(told(&daemon, "").0, 401);
+    let open = Daemon::start(&[]);
+    let anybody = json!({ "name": "anonymous", "roles": ["admin"], "streams": null, "expires_at": null });
+    assert_eq!(told(&open, ""), (200, anybody));
+}
+
+#[test]
 fn an_origin_from_the_list_may_read_with_a_ticket_and_another_may_not() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("tokens");

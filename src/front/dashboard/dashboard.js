@@ -69,6 +69,25 @@ const attempt = async (from, what) => {
 const act = (what) => attempt("action", what);
 const look = (what) => attempt("look", what);
 
+// What these credentials allow. Until the daemon has said it, everything is offered, and refused with a reason.
+const ALL = ["admin", "producer", "follower", "agent", "pipe"];
+let roles = ALL;
+const may = (...any) => roles.includes("admin") || any.some((role) => roles.includes(role));
+
+async function knowMyself() {
+  try {
+    const me = await askJson("/v1/whoami");
+    roles = me.roles;
+    $("who").textContent = token ? `${me.name}: ${me.roles.join(", ") || "no role"}` : "";
+  } catch (error) {
+    // Who is not known yet is told so by the parts that need it.
+    if (![401, 403].includes(error.status)) throw error;
+    roles = [];
+    $("who").textContent = "";
+  }
+  for (const part of document.querySelectorAll("[data-needs]")) part.hidden = !may(part.dataset.needs);
+}
+
 // ---------------------------------------------------------------- one socket
 
 const socket = { ws: null, wait: 250, next: 1, follow: null, again: null };
@@ -151,6 +170,7 @@ async function streams() {
 
 // Only an admin may see who is followed; for others the column stays empty.
 async function livingStreams() {
+  if (!may()) return null;
   try {
     const { streams: found } = await askJson("/v1/admin/live");
     return new Map(found.map((row) => [row.stream, row]));
@@ -203,7 +223,7 @@ function followed(event) {
     case "status":
       $("stream-status").textContent = d.status;
       $("stream-status").className = `pill ${d.status}`;
-      $("interrupt").hidden = !["running", "pending"].includes(d.status);
+      $("interrupt").hidden = !(may("producer", "follower") && ["running", "pending"].includes(d.status));
       $("stream-note").textContent = d.turn ? `turn ${d.turn} on ${short(d.worker)}` : "";
       break;
     case "message":
@@ -241,7 +261,7 @@ $("new-stream").onsubmit = (event) => {
   event.preventDefault();
   const name = $("new-name").value.trim();
   act(async () => {
-    await ask(`/v1/streams/${pathOf(name)}`, { method: "PUT" }).catch((error) => {
+    if (may("producer")) await ask(`/v1/streams/${pathOf(name)}`, { method: "PUT" }).catch((error) => {
       // It is there, made with labels or a type of its own: all the better.
       if (error.status !== 409) throw error;
     });
@@ -573,7 +593,7 @@ async function engine() {
 
 // Only an admin may see the spool.
 async function spoolCard(dl) {
-  const spool = await askJson("/v1/spool").catch((error) => ({ error: error.message }));
+  const spool = !may() ? { error: "needs the role admin" } : await askJson("/v1/spool").catch((error) => ({ error: error.message }));
   const card = (rows) => el("div", { class: "card" }, el("h2", {}, "spool"), dl(rows));
   if (spool.error) return card([["not shown", spool.error]]);
   return card([["records", number(spool.records)], ["bytes", number(spool.bytes)], ["oldest", spool.oldest_at ? ago(spool.oldest_at) : "–"],
@@ -634,6 +654,7 @@ $("auth").onsubmit = (event) => {
   socket.ws = null;
   old?.close();
   connect();
+  look(knowMyself);
   refresh();
 };
 
@@ -644,7 +665,7 @@ setInterval(() => {
   if (document.hidden) return;
   // The log stays where its reader is, unless the newest page is what is read.
   if (shown !== "connections" || (scrollY < 200 && $("connection-rows").children.length <= 50)) refresh();
-  if (shown !== "pipes") watchPipes().catch(() => {});
+  if (shown !== "pipes" && may("pipe")) watchPipes().catch(() => {});
 }, 2000);
 setInterval(() => { if (!document.hidden) health(); }, 5000);
-look(knowHosts);
+look(knowMyself).then(() => may() && look(knowHosts));
