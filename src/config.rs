@@ -197,10 +197,18 @@ settings! {
         /// reach and nobody else has to; only they can sign the tickets that open it. Port 0 lets the system
         /// choose. Off: turns that run here are seen elsewhere when they are committed, not part by part.
         listen: OrOff<ListenAt> = "off", restart;
-        /// How other replicas reach `relay.listen`, like `http://10.0.0.7:7701` (or `https://…` where
-        /// something in front of it speaks TLS). By itself it is the address that is listened on, with this
+        /// How other replicas reach `relay.listen`, like `http://10.0.0.7:7701` (or `https://…` where it, or
+        /// something in front of it, speaks TLS). By itself it is the address that is listened on, with this
         /// machine's name where that is every address.
         url: UrlOrAuto = "auto", restart;
+        /// The certificate chain this replica shows to the others, as PEM, whether it is called or calls: good
+        /// for both uses, and for the host in `relay.url`. With it the listener speaks TLS and lets nobody in
+        /// who shows no certificate of `relay.authority`.
+        certificate: OrOff<PathBuf> = "off", restart;
+        /// The private key of that certificate, as PEM.
+        key: OrOff<PathBuf> = "off", restart;
+        /// The authority that signed the certificates of all replicas, as PEM.
+        authority: OrOff<PathBuf> = "off", restart;
     }
 
     /// What agents say of themselves.
@@ -391,6 +399,18 @@ impl Config {
             let text =
                 "a certificate needs its key and a key its certificate: set both or neither".to_owned();
             found.push((if self.tls.key == OrOff::Off { "tls.certificate" } else { "tls.key" }, text));
+        }
+        let relay = [&self.relay.certificate, &self.relay.key, &self.relay.authority];
+        let said = relay.iter().filter(|file| file.on().is_some()).count();
+        if said != 0 && said != relay.len() {
+            let text = "replicas show certificates to each other with relay.certificate, relay.key and \
+                        relay.authority: set all of them or none";
+            found.push(("relay.certificate", text.to_owned()));
+        }
+        if said != 0 && self.tls.trust.on().is_some() {
+            let text =
+                "the daemon dials replicas, and relay.authority says whom to trust there: set one of both";
+            found.push(("tls.trust", text.to_owned()));
         }
         if self.server.reuse_port && matches!(self.store.url, StoreAt::Sqlite | StoreAt::Memory) {
             let text = "only daemons that share a PostgreSQL can share a port: set store.url".to_owned();

@@ -3,6 +3,8 @@
 //! Invariant: keys, tokens and certificates are read whole before any of them is used, so that a broken file
 //! keeps what holds.
 
+use std::path::Path;
+
 use listenfd::ListenFd;
 
 use crate::config::{Config, ListenAt, OrOff};
@@ -67,9 +69,18 @@ impl Entrance {
     }
 }
 
-/// Whom the daemon trusts when it dials; `None` is whom the system trusts.
+/// Whom the daemon trusts when it dials, and what it shows there; `None` is whom the system trusts.
 pub(super) fn trust(config: &Config) -> Result<Option<ClientTls>> {
+    if let Some((authority, chain, key)) = among_replicas(config) {
+        return ClientTls::among(authority, chain, key).map(Some);
+    }
     config.tls.trust.on().map(|file| ClientTls::trusting(file)).transpose()
+}
+
+/// The authority of all replicas, and this one's chain and key.
+pub(super) fn among_replicas(config: &Config) -> Option<(&Path, &Path, &Path)> {
+    let relay = &config.relay;
+    Some((relay.authority.on()?, relay.certificate.on()?, relay.key.on()?))
 }
 
 /// Sockets of systemd's socket activation (`LISTEN_FDS`); none if this process was started by hand.

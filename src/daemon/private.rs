@@ -10,7 +10,7 @@ use crate::Result;
 use crate::config::{Config, UrlOrAuto};
 use crate::front::Router;
 use crate::rt::Rt;
-use crate::wire::{Bound, IoThreads, Limits, Listener, Running};
+use crate::wire::{Bound, IoThreads, Limits, Listener, Running, ServerTls};
 
 /// Replicas and their streams: more links than that come from nobody we know.
 const LINKS_MAX: usize = 20_000;
@@ -27,9 +27,16 @@ impl Private {
     pub(super) fn bind(config: &Config) -> Result<Private> {
         let Some(at) = config.relay.listen.on() else { return Ok(Private { listener: None, url: None }) };
         let listener = super::entrance::listen(at, false)?;
+        let tls = super::entrance::among_replicas(config)
+            .map(|(authority, chain, key)| ServerTls::among(authority, chain, key))
+            .transpose()?;
         let url = match &config.relay.url {
             UrlOrAuto::At(url) => url.clone(),
-            UrlOrAuto::Auto => url_of(&listener.address()),
+            UrlOrAuto::Auto => url_of(&listener.address(), tls.is_some()),
+        };
+        let listener = match tls {
+            Some(tls) => listener.with_tls(tls),
+            None => listener,
         };
         Ok(Private { listener: Some(listener), url: Some(url) })
     }
@@ -58,13 +65,14 @@ impl Private {
 }
 
 /// The address, or this machine's name where every address is listened on.
-fn url_of(bound: &Bound) -> String {
+fn url_of(bound: &Bound, tls: bool) -> String {
+    let scheme = if tls { "https" } else { "http" };
     match bound {
         Bound::Tcp(at) if at.ip().is_unspecified() => {
             let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-            format!("http://{name}:{}", at.port())
+            format!("{scheme}://{name}:{}", at.port())
         }
-        bound => format!("http://{bound}"),
+        bound => format!("{scheme}://{bound}"),
     }
 }
 
@@ -74,9 +82,11 @@ mod tests {
 
     #[test]
     fn what_is_listened_on_is_what_others_are_told() {
-        let told = |at: &str| url_of(&Bound::Tcp(at.parse().expect("an address")));
+        let told = |at: &str| url_of(&Bound::Tcp(at.parse().expect("an address")), false);
         assert_eq!(told("10.0.0.7:7701"), "http://10.0.0.7:7701");
         assert_eq!(told("[fd00::7]:7701"), "http://[fd00::7]:7701");
+        let with_tls = url_of(&Bound::Tcp("10.0.0.7:7701".parse().expect("an address")), true);
+        assert_eq!(with_tls, "https://10.0.0.7:7701");
         let everywhere = told("0.0.0.0:7701");
         assert!(!everywhere.contains("0.0.0.0") && everywhere.ends_with(":7701"), "{everywhere}");
     }

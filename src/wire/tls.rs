@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
 
 use crate::error::{Code, Error, Result};
@@ -23,18 +25,32 @@ impl ServerTls {
     /// # Errors
     /// If a file cannot be read, holds no PEM, or key and certificate do not belong together.
     pub fn from_files(chain: &Path, key: &Path) -> Result<ServerTls> {
-        let bad = |what: &Path, why: &dyn std::fmt::Display| {
-            Error::new(Code::BadConfig, format!("cannot use {} for TLS: {why}", what.display()))
-        };
-        let certificates = CertificateDer::pem_file_iter(chain)
-            .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
-            .map_err(|error| bad(chain, &error))?;
-        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| bad(key, &error))?;
-        let config = ServerConfig::builder_with_provider(provider())
+        ServerTls::of(chain, key, None)
+    }
+
+    /// The same, for callers that show a certificate of this authority (PEM) and for nobody else.
+    ///
+    /// # Errors
+    /// Those of [`ServerTls::from_files`], and the authority's file.
+    pub fn among(authority: &Path, chain: &Path, key: &Path) -> Result<ServerTls> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authority)?), provider())
+            .build()
+            .map_err(|error| bad(authority, &error))?;
+        ServerTls::of(chain, key, Some(verifier))
+    }
+
+    fn of(chain: &Path, key: &Path, callers: Option<Arc<dyn ClientCertVerifier>>) -> Result<ServerTls> {
+        let (certificates, private) = identity(chain, key)?;
+        let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
-            .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, private))
+            .and_then(|builder| {
+                let builder = match callers {
+                    Some(verifier) => builder.with_client_cert_verifier(verifier),
+                    None => builder.with_no_client_auth(),
+                };
+                builder.with_single_cert(certificates, private)
+            })
             .map_err(|error| bad(chain, &error))?;
-        let mut config = config;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(ServerTls { config: Arc::new(Lock::new(Arc::new(config))) })
     }
@@ -58,18 +74,16 @@ impl ClientTls {
     /// # Errors
     /// If the file cannot be read or holds no certificate.
     pub fn trusting(file: &Path) -> Result<ClientTls> {
-        let bad = |why: &dyn std::fmt::Display| {
-            Error::new(Code::BadConfig, format!("cannot trust {}: {why}", file.display()))
-        };
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(file).map_err(|error| bad(&error))? {
-            let certificate = certificate.map_err(|error| bad(&error))?;
-            roots.add(certificate).map_err(|error| bad(&error))?;
-        }
-        if roots.is_empty() {
-            return Err(bad(&"it holds no certificate"));
-        }
-        ClientTls::with_roots(roots)
+        ClientTls::with_roots(roots(file)?, None)
+    }
+
+    /// Trusts the authority of a PEM file, and shows this chain to those it calls.
+    ///
+    /// # Errors
+    /// If a file cannot be read, holds no PEM, or key and certificate do not belong together.
+    pub fn among(authority: &Path, chain: &Path, key: &Path) -> Result<ClientTls> {
+        let (certificates, private) = identity(chain, key)?;
+        ClientTls::with_roots(roots(authority)?, Some((certificates, private))).map_err(|e| bad(chain, &e))
     }
 
     /// Trusts what the system trusts: `SSL_CERT_FILE`, or the bundle at one of the usual places.
@@ -104,14 +118,46 @@ impl ClientTls {
         Ok(ClientConnection::new(self.config.clone(), name).map_err(io::Error::other)?.into())
     }
 
-    fn with_roots(roots: RootCertStore) -> Result<ClientTls> {
-        let config = ClientConfig::builder_with_provider(provider())
+    fn with_roots(roots: RootCertStore, shown: Option<Shown>) -> Result<ClientTls> {
+        let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| Error::new(Code::Internal, format!("TLS has no protocol versions: {error}")))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let config = match shown {
+            None => builder.with_no_client_auth(),
+            Some((certificates, private)) => builder
+                .with_client_auth_cert(certificates, private)
+                .map_err(|error| Error::new(Code::BadConfig, error.to_string()))?,
+        };
         Ok(ClientTls { config: Arc::new(config) })
     }
+}
+
+/// A chain and the key that proves it is one's own.
+type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn bad(what: &Path, why: &dyn std::fmt::Display) -> Error {
+    Error::new(Code::BadConfig, format!("cannot use {} for TLS: {why}", what.display()))
+}
+
+fn identity(chain: &Path, key: &Path) -> Result<Shown> {
+    let certificates = CertificateDer::pem_file_iter(chain)
+        .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+        .map_err(|error| bad(chain, &error))?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| bad(key, &error))?;
+    Ok((certificates, private))
+}
+
+fn roots(file: &Path) -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| bad(file, &error))? {
+        let certificate = certificate.map_err(|error| bad(file, &error))?;
+        roots.add(certificate).map_err(|error| bad(file, &error))?;
+    }
+    if roots.is_empty() {
+        return Err(bad(file, &"it holds no certificate"));
+    }
+    Ok(roots)
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {

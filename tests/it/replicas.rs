@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use towpath::codec::ticket::{RelayKey, RelayTicket};
 use towpath::state::time::Wall;
+use towpath::wire::ClientTls;
 use uuid::Uuid;
 
 use crate::cluster;
@@ -234,6 +235,63 @@ fn real_a_viewer_elsewhere_sees_every_part_once_though_the_link_between_replicas
     assert!(between.counts().1 >= 4, "it was dialed again after each cut");
     assert_eq!(figure(&b, "towpath_relay_gaps_total"), 0);
     assert_eq!(figure(&b, "towpath_relay_parts_total"), 20);
+}
+
+#[test]
+fn real_replicas_show_certificates_to_each_other_and_let_nobody_else_in() {
+    let Some(store) = cluster::database() else { return };
+    let fixture = |name: &str| format!("{}/tests/fixtures/tls/{name}", env!("CARGO_MANIFEST_DIR"));
+    let start = |at: &str, url: &str| {
+        let arguments = ["--store", &store, "--relay-listen", at, "--relay-url", url];
+        Daemon::start_with(&arguments, |command| {
+            command
+                .env("TOWPATH_RELAY__AUTHORITY", fixture("replicas.pem"))
+                .env("TOWPATH_RELAY__CERTIFICATE", fixture("replica.pem"))
+                .env("TOWPATH_RELAY__KEY", fixture("replica.key"));
+        })
+    };
+    let ports = [free_port(), free_port()];
+    let [a, b] = ports.map(|port| start(&format!("127.0.0.1:{port}"), &format!("https://localhost:{port}")));
+    create(&a, "chat/1");
+    let mut viewer = Viewer::of(&b, "chat/1");
+    let turn = claim(&a, "chat/1");
+    produce(&a, "chat/1", &turn, 1, 5);
+    viewer.until_part(1, 5);
+    assert_eq!(figure(&b, "towpath_relay_parts_total"), 5, "they came over the link between replicas");
+
+    // What another caller hears of /healthz there, with TLS and without.
+    let health = |tls: Option<ClientTls>| {
+        let mut socket = TcpStream::connect(("127.0.0.1", ports[0])).expect("it listens");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let mut heard = String::new();
+        match tls {
+            None => socket.write_all(request).and_then(|()| socket.read_to_string(&mut heard)),
+            Some(tls) => {
+                let rustls::Connection::Client(mut client) = tls.connection("localhost").expect("a name")
+                else {
+                    panic!("not a client")
+                };
+                let mut stream = rustls::Stream::new(&mut client, &mut socket);
+                let mut byte = [0];
+                stream.write_all(request).and_then(|()| stream.read_exact(&mut byte)).map(|()| {
+                    heard.push(char::from(byte[0]));
+                    1
+                })
+            }
+        }
+        .map(|_| heard)
+    };
+    let file = |name: &str| std::path::PathBuf::from(fixture(name));
+    let own =
+        ClientTls::among(&file("replicas.pem"), &file("replica.pem"), &file("replica.key")).expect("ours");
+    assert_eq!(health(Some(own)).expect("a replica is heard"), "H");
+    let other = ClientTls::among(&file("replicas.pem"), &file("localhost.pem"), &file("localhost.key"));
+    assert!(health(Some(other.expect("theirs"))).is_err(), "a certificate of another authority");
+    let none = ClientTls::trusting(&file("replicas.pem")).expect("an authority");
+    assert!(health(Some(none)).is_err(), "no certificate");
+    let heard = health(None).unwrap_or_default();
+    assert!(!heard.contains("HTTP"), "without TLS there is an alert at most: {heard:?}");
 }
 
 #[test]
