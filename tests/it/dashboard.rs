@@ -145,10 +145,9 @@ fn the_dashboard_offers_a_follower_only_what_a_follower_may() {
     let hash = |file| std::fs::read_to_string(file).expect("written");
     std::fs::write(&both, hash(admin) + &hash(follower)).expect("written");
     let daemon = Daemon::start(&["--token-file", both.to_str().expect("UTF-8")]);
-    for arguments in
-        [["stream", "create", "chat/1", "--json"], ["stream", "append", "chat/1", "hello from a test"]]
-    {
-        let mut command = towpath(&arguments);
+    let create: &[&str] = &["stream", "create", "chat/1"];
+    for arguments in [create, &["stream", "append", "chat/1", "hello from a test"]] {
+        let mut command = towpath(arguments);
         command.env("TOWPATH_TOKEN", &secret).env("TOWPATH_URL", &daemon.url);
         let (exit, said) = told(&command.output().expect("runs"));
         assert_eq!(exit, 0, "{said}");
