@@ -8,6 +8,7 @@ extern crate self as libfuzzer_sys;
 use fuzz::fuzz_target;
 
 mod asking;
+mod autobahn;
 mod backends;
 mod batching;
 #[cfg(feature = "postgres")]
