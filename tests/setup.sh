@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need beyond Rust and a C compiler: PostgreSQL's server programs, Node with the
-# packages of tests/interop, strace, Chromium. Says what it does; says plainly what it could not. A test that
-# lacks its tool says so on the terminal and is counted as not run by nobody but the reader, so read it.
+# packages of tests/interop, strace, Chromium, nginx, Caddy. Says what it does; says plainly what it could not. A
+# test that lacks its tool says so on the terminal and is counted as not run by nobody but the reader, so read it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -65,5 +65,7 @@ have chromium || have chromium-browser || have google-chrome ||
     install "real ssh, scp and rsync through pipes whose connections break" openssh-server openssh-client rsync
 compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null ||
     install "a calendar that jumps, as it does when a machine wakes from sleep" faketime
+have nginx && have caddy ||
+    install "the proxy configurations of examples/deploy" nginx-light caddy
 
 exit 0

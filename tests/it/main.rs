@@ -59,6 +59,7 @@ mod pipe_paths;
 mod pipe_wire;
 mod pipes;
 mod process;
+mod proxies;
 mod readme;
 mod reconnects;
 #[cfg(feature = "postgres")]
