@@ -16,6 +16,11 @@ pub(crate) fn slow() -> bool {
     std::env::var_os("SLOW").is_some_and(|said| said != "0")
 }
 
+/// Whether a soak is asked for by name, and not only its slice.
+pub(crate) fn soaking() -> bool {
+    number("SOAK_MINUTES").is_some()
+}
+
 /// How long to go on: `SOAK_MINUTES` if that is set, `slice` otherwise.
 pub(crate) fn lasting(slice: Duration) -> Until {
     let whole = number("SOAK_MINUTES").map(|minutes| Duration::from_secs(60 * minutes));

@@ -11,7 +11,7 @@ use crate::asking::{ask, connect, once, read_until};
 use crate::process::{Daemon, PATIENCE};
 
 /// This process holds the other ends, and a usual shell gives it few descriptors.
-fn many_descriptors() {
+pub(crate) fn many_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     setrlimit(Resource::Nofile, raised).expect("a process may raise its limit to what it is allowed");
