@@ -101,11 +101,12 @@ impl Client {
         let (gate, status) = (Arc::new(Gate::default()), Arc::new(Status::default()));
         let (call_timeout, eager) = (options.call_timeout, options.eager);
         let (room_gate, room_status, dials) = (gate.clone(), status.clone(), cancel.child());
-        let (worker, inbox) = Worker::spawn(&crew, "client-session", worker::Bounds::of(4_096), |inbox| {
-            ClientRoom::new(rt, id, server, dialer, options, room_gate, room_status, inbox, dials)
-        })?;
+        let (worker, inbox) =
+            Worker::spawn_open(&crew, "client-session", worker::Bounds::of(4_096), |inbox| {
+                ClientRoom::new(rt, id, server, dialer, options, room_gate, room_status, inbox, dials)
+            })?;
         let ids = Lock::new(Ids::new(rt.rand("client-streams").next_u64()));
-        let worker = Lock::new(Some(worker));
+        let (worker, inbox) = (Lock::new(Some(worker)), inbox.entering());
         let (rt, server) = (rt.clone(), server.to_owned());
         let shared = Shared { rt, server, inbox, gate, ids, call_timeout, status, cancel, worker };
         let client = Client { shared: Arc::new(shared) };

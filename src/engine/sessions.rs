@@ -124,7 +124,7 @@ impl<P: Procedures> Sessions<P> {
             procedures,
             admission,
             handlers,
-            mail: Mail { inbox: inbox.clone(), late: Arc::default() },
+            mail: Mail::new(inbox),
             figures,
             links: HashMap::with_hasher(rt.hasher()),
             waiting: 0,

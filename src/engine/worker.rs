@@ -11,12 +11,18 @@
 //!
 //! Stop ends waiting, not work: the room gets everything that is in the inbox in one last
 //! [`Room::end`]. What is sent after that comes back to the sender.
+//!
+//! A room may have an [open door](Worker::spawn_open): then whoever brings something while nobody is
+//! inside does it on the spot, and no thread is crossed. It is still one thread at a time.
+
+mod open;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use self::open::{Door, OpenDoor};
 use crate::rt::{Lock, Moment, Receiver, Rt, SendTimeoutError, Sender, Thread, TrySendError};
 
 /// Something that lives on a thread of its own.
@@ -112,11 +118,20 @@ pub struct Inbox<M> {
     /// One token for each data message that waits; a full channel is what a lack of permits is, and
     /// a caller from outside can wait for it.
     permits: Sender<()>,
+    /// The door, where it is open.
+    door: Option<Arc<dyn Door>>,
+    /// Whether whoever puts something in may go in.
+    enters: bool,
 }
 
 impl<M> Clone for Inbox<M> {
     fn clone(&self) -> Inbox<M> {
-        Inbox { queue: self.queue.clone(), permits: self.permits.clone() }
+        Inbox {
+            queue: self.queue.clone(),
+            permits: self.permits.clone(),
+            door: self.door.clone(),
+            enters: self.enters,
+        }
     }
 }
 
@@ -161,6 +176,13 @@ impl<M: Send + 'static> Inbox<M> {
         self.put(Parcel::Control(message))
     }
 
+    /// The same inbox for threads that may go in where the door is open: callers, I/O threads, threads of
+    /// handlers. Not for a room, whose own work would wait meanwhile.
+    #[must_use]
+    pub fn entering(&self) -> Inbox<M> {
+        Inbox { enters: true, ..self.clone() }
+    }
+
     /// How many messages wait.
     pub fn len(&self) -> usize {
         self.queue.len()
@@ -179,7 +201,13 @@ impl<M: Send + 'static> Inbox<M> {
         self.queue.try_send(parcel).map_err(|error| match error {
             TrySendError::Full(parcel) => Refused::Full(open(parcel)),
             TrySendError::Disconnected(parcel) => Refused::Ended(open(parcel)),
-        })
+        })?;
+        match &self.door {
+            Some(door) if self.enters => door.enter(),
+            Some(door) => door.knock(),
+            None => {}
+        }
+        Ok(())
     }
 }
 
@@ -301,14 +329,32 @@ impl Worker {
         let name = name.into();
         let rt = crew.rt();
         let (stop, stopped) = rt.channel("stop", 1);
-        let (queue, arrivals) = rt.channel("inbox", bounds.data + bounds.control);
-        let (permits, spent) = rt.channel("permits", bounds.data);
-        let inbox = Inbox { queue, permits };
-        let beat = crew.enlist(&name);
-        let room = make(&inbox);
-        beat.waits_for_others.store(room.waits_for_others(), Ordering::Relaxed);
-        let shell = Shell { crew: crew.clone(), stopped, arrivals, spent, drain: bounds.drain, beat };
-        let thread = rt.spawn(name, move || shell.run(room))?;
+        let (inbox, shell) = Shell::new(crew, &name, bounds, None, make);
+        let thread = rt.spawn(name, move || shell.run(&stopped))?;
+        Ok((Worker { stop: Some(stop), thread: Some(thread) }, inbox))
+    }
+
+    /// The same for a room with an open door: whoever puts something into an [entering](Inbox::entering) inbox
+    /// while nobody is inside does what is there, on a thread of his own; the room's thread does the rest and
+    /// keeps the alarms. For rooms whose wakes are short and wait for nobody, where each thread that is crossed
+    /// is most of what a message costs.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn spawn_open<R: Room>(
+        crew: &Crew,
+        name: impl Into<String>,
+        bounds: Bounds,
+        make: impl FnOnce(&Inbox<R::Message>) -> R,
+    ) -> crate::Result<(Worker, Inbox<R::Message>)> {
+        let name = name.into();
+        let rt = crew.rt();
+        let (stop, stopped) = rt.channel("stop", 1);
+        let (bell, rung) = rt.channel("door", 1);
+        let door = Arc::new(OpenDoor::new(bell));
+        let (inbox, shell) = Shell::new(crew, &name, bounds, Some(door.clone()), make);
+        let shell = Box::new(shell);
+        let thread = rt.spawn(name, move || open::keep(&door, shell, &stopped, &rung))?;
         Ok((Worker { stop: Some(stop), thread: Some(thread) }, inbox))
     }
 
@@ -338,48 +384,56 @@ enum Woken {
     Alarm,
 }
 
-/// What runs on the room's thread around the room.
-struct Shell<M> {
+/// What runs a room, around it.
+struct Shell<R: Room> {
     crew: Crew,
-    stopped: Receiver<()>,
-    arrivals: Receiver<Parcel<M>>,
+    room: R,
+    arrivals: Receiver<Parcel<R::Message>>,
     spent: Receiver<()>,
     drain: usize,
     beat: Arc<Beat>,
+    parcels: Vec<Parcel<R::Message>>,
+    inbox: Vec<R::Message>,
 }
 
-impl<M: Send + 'static> Shell<M> {
-    fn run<R: Room<Message = M>>(self, mut room: R) {
-        let mut parcels = Vec::new();
-        let mut inbox = Vec::new();
+impl<R: Room> Shell<R> {
+    fn new(
+        crew: &Crew,
+        name: &str,
+        bounds: Bounds,
+        door: Option<Arc<dyn Door>>,
+        make: impl FnOnce(&Inbox<R::Message>) -> R,
+    ) -> (Inbox<R::Message>, Shell<R>) {
+        let rt = crew.rt();
+        let (queue, arrivals) = rt.channel("inbox", bounds.data + bounds.control);
+        let (permits, spent) = rt.channel("permits", bounds.data);
+        let inbox = Inbox { queue, permits, door, enters: false };
+        let beat = crew.enlist(name);
+        let room = make(&inbox);
+        beat.waits_for_others.store(room.waits_for_others(), Ordering::Relaxed);
+        let (crew, drain) = (crew.clone(), bounds.drain);
+        let (parcels, empty) = (Vec::new(), Vec::new());
+        (inbox, Shell { crew, room, arrivals, spent, drain, beat, parcels, inbox: empty })
+    }
+
+    fn run(mut self, stopped: &Receiver<()>) {
         // A channel whose senders are all gone is always ready: it is waited for no more.
         let mut reachable = true;
         loop {
-            let woken = self.wait(reachable, room.deadline());
+            let arrivals = reachable.then_some(&self.arrivals);
+            let woken = wait(self.crew.rt(), stopped, arrivals, self.room.deadline());
             let stop = matches!(woken, Woken::Stop);
-            let max = if stop { usize::MAX } else { self.drain };
-            self.unpack(&mut parcels, &mut inbox, max);
-            if matches!(woken, Woken::Inbox) && inbox.is_empty() {
+            self.unpack(if stop { usize::MAX } else { self.drain });
+            if matches!(woken, Woken::Inbox) && self.inbox.is_empty() {
                 crate::mark!(room_out_of_reach);
                 reachable = false;
                 continue;
             }
             let now = self.crew.rt.now();
-            self.beat.awake_since.store(now.0.wrapping_add(1), Ordering::Relaxed);
-            let woken = catch_unwind(AssertUnwindSafe(|| {
-                if stop {
-                    room.end(now, &mut inbox);
-                } else {
-                    room.wake(now, &mut inbox);
-                }
-            }));
-            self.beat.awake_since.store(0, Ordering::Relaxed);
-            inbox.clear();
-            if let Err(panic) = woken {
-                self.fail(&mut room, panic);
+            if !self.wake(now, stop) {
                 break;
             }
-            room.show(&self.crew.rt);
+            self.room.show(&self.crew.rt);
             if stop {
                 break;
             }
@@ -387,24 +441,23 @@ impl<M: Send + 'static> Shell<M> {
         self.beat.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Waits for whatever comes first. Woken by stop, by a sender, by the alarm.
-    fn wait(&self, reachable: bool, deadline: Option<Moment>) -> Woken {
-        let mut select = self.crew.rt.select_biased();
-        let stop = select.recv(&self.stopped);
-        if reachable {
-            select.recv(&self.arrivals);
-        }
-        match select.ready(deadline) {
-            Some(index) if index == stop => Woken::Stop,
-            Some(_) => Woken::Inbox,
-            None => Woken::Alarm,
-        }
+    /// Wakes the room with what was unpacked, for the last time if it is to stop; false if it panicked.
+    fn wake(&mut self, now: Moment, stop: bool) -> bool {
+        self.beat.awake_since.store(now.0.wrapping_add(1), Ordering::Relaxed);
+        let (room, inbox) = (&mut self.room, &mut self.inbox);
+        let woken =
+            catch_unwind(AssertUnwindSafe(
+                || if stop { room.end(now, inbox) } else { room.wake(now, inbox) },
+            ));
+        self.beat.awake_since.store(0, Ordering::Relaxed);
+        self.inbox.clear();
+        woken.map_err(|panic| self.fail(panic)).is_ok()
     }
 
-    fn unpack(&self, parcels: &mut Vec<Parcel<M>>, inbox: &mut Vec<M>, max: usize) {
-        self.arrivals.drain_into(parcels, max);
+    fn unpack(&mut self, max: usize) {
+        self.arrivals.drain_into(&mut self.parcels, max);
         let mut data = 0;
-        inbox.extend(parcels.drain(..).map(|parcel| match parcel {
+        self.inbox.extend(self.parcels.drain(..).map(|parcel| match parcel {
             Parcel::Data(message) => {
                 data += 1;
                 message
@@ -418,7 +471,7 @@ impl<M: Send + 'static> Shell<M> {
         }
     }
 
-    fn fail<R: Room>(&self, room: &mut R, panic: Box<dyn std::any::Any + Send>) {
+    fn fail(&mut self, panic: Box<dyn std::any::Any + Send>) {
         #[cfg(feature = "testing")]
         let panic = match crate::rt::sim::as_unwinding(panic) {
             // The run is over or the node was killed: the room must not get to do anything more.
@@ -427,9 +480,28 @@ impl<M: Send + 'static> Shell<M> {
         };
         let name = &self.beat.name;
         self.crew.poison(format!("room {name} panicked: {}", crate::rt::message(panic.as_ref())));
-        if catch_unwind(AssertUnwindSafe(|| room.salvage())).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| self.room.salvage())).is_err() {
             log::error!("room {name} panicked again while saving what it held; that is lost");
         }
+    }
+}
+
+/// Waits for whatever comes first. Woken by stop, by a sender, by the alarm.
+fn wait<T>(
+    rt: &Rt,
+    stopped: &Receiver<()>,
+    arrivals: Option<&Receiver<T>>,
+    deadline: Option<Moment>,
+) -> Woken {
+    let mut select = rt.select_biased();
+    let stop = select.recv(stopped);
+    if let Some(arrivals) = arrivals {
+        select.recv(arrivals);
+    }
+    match select.ready(deadline) {
+        Some(index) if index == stop => Woken::Stop,
+        Some(_) => Woken::Inbox,
+        None => Woken::Alarm,
     }
 }
 

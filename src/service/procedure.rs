@@ -205,7 +205,8 @@ impl Procedure {
     }
 
     /// Runs the handler in the room that serves the sessions, where nothing may wait: answers then cost no
-    /// thread, and no hop to one.
+    /// thread, and no hop to one. While the room has nothing else to do that is on the thread which reads the
+    /// call's link, so what takes long (100 µs is long) holds up other links too.
     #[must_use]
     pub fn inline(mut self) -> Procedure {
         self.inline = true;

@@ -104,7 +104,7 @@ impl Builder {
         let crew = Crew::new(&rt);
         let handlers = Arc::new(Handlers::new(&rt, handlers_max));
         let pool = handlers.clone();
-        let (worker, inbox) = Worker::spawn(&crew, "sessions-0", Bounds::of(16_384), |inbox| {
+        let (worker, inbox) = Worker::spawn_open(&crew, "sessions-0", Bounds::of(16_384), |inbox| {
             Sessions::new(&rt, settings, Arc::new(services), admission, pool, figures, inbox)
         })?;
         let doorbell = Doorbell::new(&inbox);

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Frame, LinkHandle};
+use super::link::LinkEvent;
+use super::{Frame, Happened, LinkBatch, LinkHandle};
 use crate::rt::{Lock, Receiver, Rt, Sender, Thread};
 
 /// The way out of a link. Nothing here waits, and nothing is told but through the [`Ear`].
@@ -50,6 +51,19 @@ pub enum Heard {
         /// The peer's close code, 1006 if it had none.
         code: u16,
     },
+}
+
+/// What an I/O thread may do itself at once, in events and in bytes: more would keep its other links waiting.
+const LIGHT: (usize, usize) = (64, 128 << 10);
+
+/// Whether a room may do with these events what it does on the I/O thread that brings them.
+pub(crate) fn is_light(batch: &LinkBatch) -> bool {
+    let bytes = |event: &LinkEvent| match &event.what {
+        Happened::Binary(bytes) | Happened::Bytes(bytes) => bytes.len(),
+        Happened::Text(text) => text.len(),
+        _ => 0,
+    };
+    batch.len() <= LIGHT.0 && batch.iter().map(bytes).sum::<usize>() <= LIGHT.1
 }
 
 /// The close code of a link that broke.

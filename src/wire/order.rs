@@ -215,6 +215,11 @@ impl Orders {
         overflow
     }
 
+    /// Whether nothing waits in the inbox.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.receiver.is_empty()
+    }
+
     /// Says that the thread is about to sleep; false if something came in and it must not.
     pub(crate) fn may_sleep(&self) -> bool {
         self.port.awake.store(false, Ordering::SeqCst);

@@ -198,6 +198,8 @@ struct Connection {
     carrier: Carrier,
     readable: bool,
     writable: bool,
+    /// Whether the peer has ended its half, or the connection broke: it is read to the very end.
+    ending: bool,
     /// Whether it stands in the list of those to be read.
     listed: bool,
 }
@@ -314,6 +316,7 @@ impl IoThread {
         let Some(connection) = self.connections.get_mut(token.0).and_then(Option::as_mut) else { return };
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             connection.readable = true;
+            connection.ending |= event.is_read_closed() || event.is_error();
             if !std::mem::replace(&mut connection.listed, true) {
                 self.ready.push(token.0);
             }
@@ -331,6 +334,12 @@ impl IoThread {
         self.take_orders();
         self.write_all();
         self.links.settle();
+        if !self.links.orders().is_empty() {
+            // What came has been answered on the spot.
+            self.take_orders();
+            self.write_all();
+            self.links.settle();
+        }
         self.apply();
     }
 
@@ -418,7 +427,8 @@ impl IoThread {
             self.connections.resize_with(slot + 1, || None);
         }
         // Both are assumed until the kernel says otherwise: bytes may be there already.
-        self.connections[slot] = Some(Connection { carrier, readable: true, writable: true, listed: true });
+        self.connections[slot] =
+            Some(Connection { carrier, readable: true, writable: true, ending: false, listed: true });
         self.ready.push(slot);
     }
 
@@ -452,6 +462,10 @@ impl IoThread {
                     return;
                 }
                 Ok(n) => {
+                    // A socket that gave less than it was asked for has no more, and says when it has (epoll(7));
+                    // TLS gives what it has decrypted.
+                    let drained = n < budget && !connection.ending && connection.carrier.tls.is_none();
+                    connection.readable = !drained;
                     budget -= n;
                     self.links.feed(slot, &self.buffer[..n]);
                 }

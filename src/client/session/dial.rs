@@ -32,7 +32,7 @@ impl std::fmt::Debug for Caller {
 impl Caller {
     /// The ear for a link with that number.
     pub fn ear(&self, dial: u64) -> Ear {
-        let inbox = self.inbox.clone();
+        let inbox = self.inbox.entering();
         Ear::new(move |heard| match heard {
             heard @ Heard::Closed { .. } => inbox.control(Message::Heard { dial, heard }).is_ok(),
             heard => inbox.data(Message::Heard { dial, heard }, Moment::NEVER).is_ok(),

@@ -38,7 +38,8 @@ pub struct Options {
     pub metadata: Option<Arc<MakeMetadata>>,
     /// The trace of calls.
     pub tracing: Tracing,
-    /// Told what happens to the session. Called on the client's own thread: it must not wait.
+    /// Told what happens to the session. Called on the client's own thread, or on that of a caller or of the link
+    /// which does its work just then: it must not wait.
     pub listener: Option<Arc<Listener>>,
 }
 

@@ -1,4 +1,5 @@
-//! The room of one client: its machine, its link and its calls, on one thread.
+//! The room of one client: its machine, its link and its calls, on one thread at a time: that of whoever calls, of
+//! the link, or its own.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::state::session::client::{Client as Machine, Input};
 use crate::state::session::{Action, Cause, Options as SessionOptions};
 use crate::state::time::Moment;
 use crate::state::value::Value;
-use crate::wire::bearer::{Bearer, Heard};
+use crate::wire::bearer::{self, Bearer, Heard};
 use crate::wire::{Happened, LinkBatch, LinkHandle, Outlet};
 
 #[derive(Default)]
@@ -101,10 +102,13 @@ impl ClientRoom {
             SessionOptions { timing: options.timing, bounds: options.holds, encode: options.codec.encoder() };
         let mut machine = Machine::new(id, server, session, options.retry);
         machine.step(rt.now(), 0, Input::Reconnects(options.reconnects), &mut Vec::new());
-        let batches = inbox.clone();
-        let outlet = Outlet::new(move |batch| match batches.try_data(Message::Batch(batch)) {
-            Err(worker::Refused::Full(Message::Batch(batch))) => Err(batch),
-            _ => Ok(()),
+        let (heavy, light) = (inbox.clone(), inbox.entering());
+        let outlet = Outlet::new(move |batch| {
+            let batches = if bearer::is_light(&batch) { &light } else { &heavy };
+            match batches.try_data(Message::Batch(batch)) {
+                Err(worker::Refused::Full(Message::Batch(batch))) => Err(batch),
+                _ => Ok(()),
+            }
         });
         ClientRoom {
             rt: rt.clone(),

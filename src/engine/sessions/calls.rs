@@ -15,7 +15,7 @@ use crate::state::value::Value;
 
 /// What the room serves.
 pub trait Procedures: Catalog + Send + Sync + 'static {
-    /// A call begins. Called on the room's thread: it must not wait.
+    /// A call begins. Called in the room, which may be on a link's thread: it must not wait.
     fn open(&self, procedure: usize, init: Value, call: Opening<'_>) -> Opened;
 }
 
@@ -126,7 +126,7 @@ impl Answers {
     /// No room in time, or nobody to answer any more; the answer comes back.
     pub fn send(&self, rt: &Rt, mut answer: Answer, deadline: Moment) -> Result<(), Unsent> {
         loop {
-            answer = match self.put(answer, |message| self.mail.inbox.data(message, deadline)) {
+            answer = match self.put(answer, |message| self.mail.entering.data(message, deadline)) {
                 Err(Unsent::Full(answer)) => answer,
                 done => return done,
             };
@@ -166,7 +166,8 @@ impl Answers {
     /// The one answer of a call that answers once: always sent, since there is but one a call.
     pub fn finish(&self, answer: Answer) {
         self.client.gate.flying.fetch_add(1, Ordering::AcqRel);
-        self.mail.surely(Message::Answer { session: self.session, stream: self.stream.clone(), answer });
+        let message = Message::Answer { session: self.session, stream: self.stream.clone(), answer };
+        self.mail.surely_into(&self.mail.entering, message);
     }
 
     /// No more answers.

@@ -11,7 +11,7 @@ use crate::state::handshake::{Refusal, Request};
 use crate::state::procedure::{Answer, Failure};
 use crate::state::session::Cause;
 use crate::state::time::Moment;
-use crate::wire::bearer::{Bearer, Ear, Heard};
+use crate::wire::bearer::{self, Bearer, Ear, Heard};
 use crate::wire::{LinkBatch, LinkHandle, Outlet};
 
 /// What the room hears.
@@ -97,14 +97,24 @@ impl std::fmt::Debug for BearerBox {
 #[derive(Clone)]
 pub(super) struct Mail {
     pub(super) inbox: Inbox<Message>,
+    /// The same for threads of handlers, which do what they bring themselves.
+    pub(super) entering: Inbox<Message>,
     /// Ends of calls that found no room. The room looks here when its inbox is empty, so that they stay behind
     /// the answers that went before them; their number is bounded by the calls that are open.
     pub(super) late: Arc<Lock<Vec<Message>>>,
 }
 
 impl Mail {
+    pub(super) fn new(inbox: &Inbox<Message>) -> Mail {
+        Mail { inbox: inbox.clone(), entering: inbox.entering(), late: Arc::default() }
+    }
+
     pub(super) fn surely(&self, message: Message) {
-        match self.inbox.control(message) {
+        self.surely_into(&self.inbox, message);
+    }
+
+    pub(super) fn surely_into(&self, inbox: &Inbox<Message>, message: Message) {
+        match inbox.control(message) {
             Ok(()) | Err(Refused::Ended(_)) => {}
             Err(Refused::Full(message)) => self.late.lock().push(message),
         }
@@ -128,11 +138,14 @@ impl std::fmt::Debug for Doorbell {
 impl Doorbell {
     /// The doorbell of the room with that inbox.
     pub fn new(inbox: &Inbox<Message>) -> Doorbell {
-        let batches = inbox.clone();
-        let outlet = Outlet::new(move |batch| match batches.try_data(Message::Batch(batch)) {
-            Ok(()) | Err(Refused::Ended(_)) => Ok(()),
-            Err(Refused::Full(Message::Batch(batch))) => Err(batch),
-            Err(Refused::Full(_)) => Ok(()),
+        let (heavy, light) = (inbox.clone(), inbox.entering());
+        let outlet = Outlet::new(move |batch| {
+            let batches = if bearer::is_light(&batch) { &light } else { &heavy };
+            match batches.try_data(Message::Batch(batch)) {
+                Ok(()) | Err(Refused::Ended(_)) => Ok(()),
+                Err(Refused::Full(Message::Batch(batch))) => Err(batch),
+                Err(Refused::Full(_)) => Ok(()),
+            }
         });
         Doorbell { inbox: inbox.clone(), numbers: Arc::new(AtomicU64::new(1)), outlet }
     }
@@ -144,7 +157,7 @@ impl Doorbell {
 
     /// The ear of a link on threads of its own. It waits while the room is full.
     pub fn ear(&self, link: u64) -> Ear {
-        let inbox = self.inbox.clone();
+        let inbox = self.inbox.entering();
         Ear::new(move |heard| match heard {
             heard @ Heard::Closed { .. } => inbox.control(Message::Heard { link, heard }).is_ok(),
             heard => inbox.data(Message::Heard { link, heard }, Moment::NEVER).is_ok(),

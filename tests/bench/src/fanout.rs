@@ -25,7 +25,7 @@ const ROUNDS: u64 = 400;
 /// What one idle link may cost, in bytes.
 const IDLE_MAX: f64 = 1.5 * 1024.0;
 
-fn number(variable: &str, default: usize) -> usize {
+pub(crate) fn number(variable: &str, default: usize) -> usize {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
@@ -69,7 +69,7 @@ pub(crate) fn run(bench: &mut Bench) {
 }
 
 /// A process of this program in another role.
-fn role(arguments: &[&str]) -> (Child, ChildStdin, BufReader<ChildStdout>) {
+pub(crate) fn role(arguments: &[&str]) -> (Child, ChildStdin, BufReader<ChildStdout>) {
     let program = std::env::current_exe().expect("this program has a path");
     let mut command = Command::new(program);
     let mut child = command
@@ -129,7 +129,7 @@ impl Drop for Pair {
     }
 }
 
-fn line(from: &mut impl BufRead) -> String {
+pub(crate) fn line(from: &mut impl BufRead) -> String {
     let mut line = String::new();
     from.read_line(&mut line).expect("a line");
     line.trim().to_owned()
@@ -268,7 +268,7 @@ fn serve_ours(links: usize) {
 }
 
 /// Bytes of memory that this process asked for: what it reads of its own program is not counted.
-fn resident() -> u64 {
+pub(crate) fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux says it");
     let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");

@@ -9,6 +9,7 @@ mod batching;
 #[allow(dead_code, reason = "the tests' own, used in part")]
 mod cluster;
 mod fanout;
+mod herd;
 mod pairs;
 mod pipes;
 mod relay;
@@ -18,13 +19,14 @@ mod sessions;
 use pairs::Bench;
 
 fn main() {
-    if fanout::play() {
+    if fanout::play() || herd::play() {
         return;
     }
     let mut bench = Bench::from_environment();
     rt::run(&mut bench);
     batching::run(&mut bench);
     sessions::run(&mut bench);
+    herd::run(&mut bench);
     relay::run(&mut bench);
     pipes::run(&mut bench);
     fanout::run(&mut bench);

@@ -8,6 +8,7 @@ use towpath::codec::Codec;
 use towpath::codec::typed::Blob;
 use towpath::engine::sessions::Settings;
 use towpath::front::{Router, river};
+use towpath::metrics::Metrics;
 use towpath::rt::Rt;
 use towpath::service::server::Server;
 use towpath::service::{Procedure, Service, Services, Writable};
@@ -27,22 +28,29 @@ struct Stage {
     _server: Server,
 }
 
-fn stage(rt: &Rt) -> Stage {
+/// A server behind a door on this machine.
+pub(crate) fn serve(rt: &Rt, metrics: &mut Metrics) -> (Server, Running) {
     let ticks = Procedure::subscription(|_, upto: u64, out: Writable<u64>| {
         (0..upto).try_for_each(|n| out.write(&n)).map_err(Into::into)
     });
     let bench = Service::new("bench")
         .with("add", Procedure::rpc(|_, (a, b): (u64, u64)| Ok(a + b)).inline())
+        .with("add-apart", Procedure::rpc(|_, (a, b): (u64, u64)| Ok(a + b)))
         .with("echo", Procedure::rpc(|_, blob: Blob| Ok(blob)).inline())
         .with("ticks", ticks);
     let settings = Settings { codec: Codec::Binary, ..Settings::default() };
-    let server =
-        Server::builder(rt, Services::new().with(bench)).settings(settings).start().expect("threads");
+    let server = Server::builder(rt, Services::new().with(bench)).settings(settings).metrics(metrics);
+    let server = server.start().expect("threads");
     let mut router = Router::new();
     router.add(river::route("/", server.doorbell().clone()));
     let io = IoThreads::new(rt, 1, None).expect("threads");
     let listener = Listener::bind("127.0.0.1:0").expect("a port");
     let running = io.start(Limits::default(), vec![listener], Arc::new(router)).expect("threads");
+    (server, running)
+}
+
+fn stage(rt: &Rt) -> Stage {
+    let (server, running) = serve(rt, &mut Metrics::new());
     let target = Target::parse(&format!("ws://{}/", running.addresses()[0])).expect("a target");
     let dialer = Arc::new(WebSocket::new(running.wire(), target));
     let options = Options { codec: Codec::Binary, ..Options::default() };
@@ -50,13 +58,14 @@ fn stage(rt: &Rt) -> Stage {
     Stage { client, _running: running, _server: server }
 }
 
-fn add(client: &Client, n: u64) {
-    let sum: u64 = client.rpc("bench", "add", &(n, 1u64)).expect("an answer");
+fn add(client: &Client, procedure: &str, n: u64) {
+    let sum: u64 = client.rpc("bench", procedure, &(n, 1u64)).expect("an answer");
     assert_eq!(sum, n + 1);
 }
 
 pub(crate) fn run(bench: &mut Bench) {
-    if !bench.wants("sessions") {
+    let names = ["rpc-sequential", "rpc-apart", "rpc-32-in-flight", "rpc-64KiB", "subscription"];
+    if !names.iter().any(|name| bench.wants(&format!("sessions/{name}"))) {
         return;
     }
     let rt = Rt::real();
@@ -69,7 +78,20 @@ pub(crate) fn run(bench: &mut Bench) {
         || Sample::recorded(10_500.0),
         || {
             Sample::take(|| {
-                (0..CALLS).for_each(|n| add(&stage.client, n));
+                (0..CALLS).for_each(|n| add(&stage.client, "add", n));
+                CALLS
+            })
+        },
+    );
+
+    // A handler that may block is run by a thread of its own: two threads more are crossed.
+    let case = Case { name: "sessions/rpc-apart", floor, unit: "calls", goal: 1.5 };
+    bench.pair(
+        &case,
+        || Sample::recorded(10_500.0),
+        || {
+            Sample::take(|| {
+                (0..CALLS).for_each(|n| add(&stage.client, "add-apart", n));
                 CALLS
             })
         },
@@ -83,7 +105,9 @@ pub(crate) fn run(bench: &mut Bench) {
             Sample::take(|| {
                 let call = |caller| {
                     let client = stage.client.clone();
-                    rt.spawn(format!("caller-{caller}"), move || (0..CALLS / 4).for_each(|n| add(&client, n)))
+                    rt.spawn(format!("caller-{caller}"), move || {
+                        (0..CALLS / 4).for_each(|n| add(&client, "add", n))
+                    })
                 };
                 let callers: Vec<_> = (0..CALLERS).map(|caller| call(caller).expect("a thread")).collect();
                 callers.into_iter().for_each(|caller| caller.join().expect("it called"));
