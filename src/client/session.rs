@@ -25,18 +25,18 @@ mod room;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use self::call::READ_AHEAD;
 pub use self::call::{Answers, RequestWriter, Upload};
+use self::call::{READ_AHEAD, Source};
 pub use self::dial::{Caller, DialWith, Dialer, WebSocket};
 use self::gate::Gate;
 pub use self::options::{Listener, MakeMetadata, Options};
-use self::room::{AnswerSink, ClientRoom, Message, NewCall, Status};
+use self::room::{AnswerSink, ClientRoom, Items, Message, NewCall, Reading, Status};
 use crate::codec::typed;
 use crate::engine::worker::{self, Crew, Inbox, Worker};
 use crate::rt::{Cancel, Lock, Rt};
@@ -185,7 +185,7 @@ impl Client {
         init: &I,
         limit: Option<Duration>,
     ) -> Result<O, Failure> {
-        let mut answers = self.open::<I, O>(Kind::Rpc, service, procedure, init, 2)?;
+        let mut answers = self.open::<I, O>(Kind::Rpc, service, procedure, init)?;
         answers.one(limit.map_or(Moment::NEVER, |limit| self.shared.rt.now() + limit))
     }
 
@@ -199,7 +199,7 @@ impl Client {
         procedure: &str,
         init: &I,
     ) -> Result<Answers<O>, Failure> {
-        self.open(Kind::Subscription, service, procedure, init, 2 * READ_AHEAD)
+        self.open(Kind::Subscription, service, procedure, init)
     }
 
     /// Many requests, one answer, which [`Upload::finish`] waits for.
@@ -212,7 +212,7 @@ impl Client {
         procedure: &str,
         init: &I,
     ) -> Result<Upload<R, O>, Failure> {
-        let answers = self.open(Kind::Upload, service, procedure, init, 2)?;
+        let answers = self.open(Kind::Upload, service, procedure, init)?;
         Ok(Upload { requests: answers.requests(), answers })
     }
 
@@ -226,7 +226,7 @@ impl Client {
         procedure: &str,
         init: &I,
     ) -> Result<(RequestWriter<R>, Answers<O>), Failure> {
-        let answers = self.open(Kind::Stream, service, procedure, init, 2 * READ_AHEAD)?;
+        let answers = self.open(Kind::Stream, service, procedure, init)?;
         Ok((answers.requests(), answers))
     }
 
@@ -236,31 +236,28 @@ impl Client {
         service: &str,
         procedure: &str,
         init: &I,
-        bound: usize,
     ) -> Result<Answers<O>, Failure> {
         let init =
             typed::to_value(init).map_err(|why| Failure::new(BAD_ANSWER, format!("the request: {why}")))?;
         let stream = self.shared.ids.lock().make();
-        let (tx, items) = self.shared.rt.channel("answers", bound);
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let (held, broken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let sink =
-            AnswerSink { items: tx, waiting: waiting.clone(), held: held.clone(), broken: broken.clone() };
+        let (to, items) = match kind {
+            Kind::Rpc | Kind::Upload => {
+                let (filler, slot) = self.shared.rt.slot("answer");
+                (Items::One(filler), Source::One(slot))
+            }
+            Kind::Subscription | Kind::Stream => {
+                let (tx, rx) = self.shared.rt.channel("answers", 2 * READ_AHEAD);
+                (Items::Many(tx), Source::Many(rx))
+            }
+        };
+        let reading = Arc::new(Reading::default());
+        let sink = AnswerSink { items: to, reading: reading.clone() };
         let procedure = Procedure { service: service.to_owned(), name: procedure.to_owned() };
         self.shared.gate.wait(&self.shared.rt, Moment::NEVER);
         let message =
             Message::Call(Box::new(NewCall { stream: stream.clone(), kind, procedure, init, sink }));
         self.shared.put(message, Moment::NEVER)?;
-        Ok(Answers {
-            client: self.clone(),
-            stream,
-            items,
-            waiting,
-            held,
-            broken,
-            over: false,
-            of: PhantomData,
-        })
+        Ok(Answers { client: self.clone(), stream, items, reading, over: false, of: PhantomData })
     }
 }
 

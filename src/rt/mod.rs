@@ -34,6 +34,7 @@ mod real;
 mod select;
 #[cfg(feature = "testing")]
 pub(crate) mod sim;
+mod slot;
 mod thread;
 
 use std::time::Duration;
@@ -49,6 +50,7 @@ pub use lock::{Guard, Lock};
 pub use marks::{is_planted, reached};
 pub use rand::Rand;
 pub use select::Select;
+pub use slot::{Filler, Slot};
 pub(crate) use thread::message;
 pub use thread::{Panicked, Thread};
 

@@ -2,16 +2,16 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::room::Message;
+use super::room::{Message, Reading};
 use super::{BAD_ANSWER, Client, Shared, TIMED_OUT};
 use crate::codec::typed;
 use crate::engine::worker;
-use crate::rt::{Receiver, RecvTimeoutError};
+use crate::rt::{Receiver, RecvTimeoutError, Slot};
 use crate::state::procedure::{Answer, Failure, UNEXPECTED_DISCONNECT};
 use crate::state::time::Moment;
 
@@ -23,12 +23,17 @@ pub(super) const READ_AHEAD: usize = 256;
 pub struct Answers<O> {
     pub(super) client: Client,
     pub(super) stream: String,
-    pub(super) items: Receiver<Answer>,
-    pub(super) waiting: Arc<AtomicUsize>,
-    pub(super) held: Arc<AtomicBool>,
-    pub(super) broken: Arc<AtomicBool>,
+    pub(super) items: Source,
+    pub(super) reading: Arc<Reading>,
     pub(super) over: bool,
     pub(super) of: PhantomData<fn() -> O>,
+}
+
+/// Where answers come from.
+pub(super) enum Source {
+    /// The call is answered once.
+    One(Slot<Answer>),
+    Many(Receiver<Answer>),
 }
 
 impl<O> std::fmt::Debug for Answers<O> {
@@ -48,15 +53,15 @@ impl<O> Answers<O> {
         RequestWriter {
             shared: self.client.shared.clone(),
             stream: self.stream.clone(),
-            broken: self.broken.clone(),
+            reading: self.reading.clone(),
             closed: false,
             of: PhantomData,
         }
     }
 
     fn took(&self) {
-        let left = self.waiting.fetch_sub(1, Ordering::AcqRel) - 1;
-        if left <= READ_AHEAD / 2 && self.held.swap(false, Ordering::AcqRel) {
+        let left = self.reading.waiting.fetch_sub(1, Ordering::AcqRel) - 1;
+        if left <= READ_AHEAD / 2 && self.reading.held.swap(false, Ordering::AcqRel) {
             // Full means that the room wakes anyway, and looks.
             let _ = self.client.shared.inbox.control(Message::Resume { stream: self.stream.clone() });
         }
@@ -68,9 +73,16 @@ impl<O: DeserializeOwned> Answers<O> {
     /// `None` when there are no more.
     pub fn next_by(&mut self, deadline: Moment) -> Option<Result<O, Failure>> {
         // Woken by an answer, or by the end of the call, which drops the other end.
-        match self.items.recv_deadline(deadline) {
+        let next = match &self.items {
+            Source::Many(items) => items.recv_deadline(deadline).inspect(|_| self.took()),
+            // It counts when the server has closed.
+            Source::One(slot) => {
+                slot.wait(deadline).and_then(|answer| answer.ok_or(RecvTimeoutError::Disconnected))
+            }
+        };
+        match next {
             Ok(answer) => {
-                self.took();
+                self.over = matches!(self.items, Source::One(_));
                 Some(read(answer))
             }
             Err(RecvTimeoutError::Timeout) => Some(Err(Failure::new(TIMED_OUT, "no answer came in time"))),
@@ -81,22 +93,10 @@ impl<O: DeserializeOwned> Answers<O> {
         }
     }
 
-    /// The one answer of a call that answers once: it counts when the server has closed.
+    /// The one answer of a call that answers once.
     pub(super) fn one(&mut self, deadline: Moment) -> Result<O, Failure> {
-        let answer = match self.next_by(deadline) {
-            Some(Err(failure)) if failure.code == TIMED_OUT => return Err(failure),
-            Some(answer) => answer,
-            None => return Err(Failure::new(BAD_ANSWER, "the server closed the call without an answer")),
-        };
-        match self.items.recv_deadline(deadline) {
-            Err(RecvTimeoutError::Timeout) => {
-                Err(Failure::new(TIMED_OUT, "the answer was not closed in time"))
-            }
-            _ => {
-                self.over = true;
-                answer
-            }
-        }
+        let none = || Err(Failure::new(BAD_ANSWER, "the server closed the call without an answer"));
+        self.next_by(deadline).unwrap_or_else(none)
     }
 }
 
@@ -123,7 +123,7 @@ impl<O> Drop for Answers<O> {
 pub struct RequestWriter<R> {
     shared: Arc<Shared>,
     stream: String,
-    broken: Arc<AtomicBool>,
+    reading: Arc<Reading>,
     closed: bool,
     of: PhantomData<fn(R)>,
 }
@@ -158,7 +158,7 @@ impl<R: Serialize> RequestWriter<R> {
         let value = typed::to_value(request)
             .map_err(|why| Failure::new(BAD_ANSWER, format!("the request: {why}")))?;
         self.shared.gate.wait(&self.shared.rt, Moment::NEVER);
-        if self.broken.load(Ordering::Acquire) {
+        if self.reading.broken.load(Ordering::Acquire) {
             return Err(Failure::new(
                 UNEXPECTED_DISCONNECT,
                 "nobody reads the requests of this call any more",

@@ -12,7 +12,7 @@ use super::gate::Gate;
 use super::options::{Listener, MakeMetadata, Options};
 use crate::codec::{Bounds, Codec};
 use crate::engine::worker::{self, Inbox, Room};
-use crate::rt::{Cancel, Hasher, Lock, Rand, Rt, Sender};
+use crate::rt::{Cancel, Filler, Hasher, Lock, Rand, Rt, Sender};
 use crate::state::envelope::{Envelope, Procedure, Tracing};
 use crate::state::procedure::{Answer, Call, Called, Kind};
 use crate::state::session::client::{Client as Machine, Input};
@@ -40,10 +40,50 @@ pub(super) struct NewCall {
 }
 
 pub(super) struct AnswerSink {
-    pub(super) items: Sender<Answer>,
-    pub(super) waiting: Arc<AtomicUsize>,
-    pub(super) held: Arc<AtomicBool>,
-    pub(super) broken: Arc<AtomicBool>,
+    pub(super) items: Items,
+    pub(super) reading: Arc<Reading>,
+}
+
+/// Where answers go.
+pub(super) enum Items {
+    /// The call is answered once.
+    One(Filler<Answer>),
+    Many(Sender<Answer>),
+}
+
+/// How far the caller has read. Shared by the room and the caller.
+#[derive(Default)]
+pub(super) struct Reading {
+    /// Answers not yet read.
+    pub(super) waiting: AtomicUsize,
+    /// The session is held back until they are.
+    pub(super) held: AtomicBool,
+    /// Nobody reads the requests of this call any more.
+    pub(super) broken: AtomicBool,
+}
+
+impl AnswerSink {
+    /// Takes an answer; whether the session has to be held back until more was read.
+    fn take(&self, answer: Answer) -> bool {
+        let items = match &self.items {
+            // A second answer is one too many, and whoever was gone has cancelled.
+            Items::One(filler) => {
+                let _ = filler.fill(answer);
+                return false;
+            }
+            Items::Many(items) => items,
+        };
+        let Reading { waiting, held, .. } = &*self.reading;
+        let count = waiting.fetch_add(1, Ordering::AcqRel) + 1;
+        // Full cannot be: the session is held back at half. Gone means that the caller reads no more, and its
+        // cancellation is on its way.
+        if items.try_send(answer).is_err() || count < READ_AHEAD {
+            return false;
+        }
+        held.store(true, Ordering::Release);
+        let read_meanwhile = waiting.load(Ordering::Acquire) < READ_AHEAD;
+        !(read_meanwhile && held.swap(false, Ordering::AcqRel))
+    }
 }
 
 pub(super) enum Message {
@@ -323,16 +363,8 @@ impl ClientRoom {
             match action {
                 Call::Say(message) => self.step(now, Input::Say(message)),
                 Call::Answered { stream, answer } => {
-                    let Some(sink) = self.answers.get(&stream) else { continue };
-                    let waiting = sink.waiting.fetch_add(1, Ordering::AcqRel) + 1;
-                    // Full cannot be: the session is held back at half. Gone means that the caller reads no more,
-                    // and its cancellation is on its way.
-                    if sink.items.try_send(answer).is_ok() && waiting >= READ_AHEAD {
-                        sink.held.store(true, Ordering::Release);
-                        let read_meanwhile = sink.waiting.load(Ordering::Acquire) < READ_AHEAD;
-                        if !(read_meanwhile && sink.held.swap(false, Ordering::AcqRel)) {
-                            self.held_by.insert(stream);
-                        }
+                    if self.answers.get(&stream).is_some_and(|sink| sink.take(answer)) {
+                        self.held_by.insert(stream);
                     }
                 }
                 Call::AnswersEnded { stream } => {
@@ -344,7 +376,7 @@ impl ClientRoom {
                 }
                 Call::RequestsBroken { stream } => {
                     if let Some(sink) = self.answers.get(&stream) {
-                        sink.broken.store(true, Ordering::Release);
+                        sink.reading.broken.store(true, Ordering::Release);
                     }
                 }
             }
