@@ -45,6 +45,7 @@ impl Rt {
     pub fn slot<T>(&self, name: &'static str) -> (Filler<T>, Slot<T>) {
         match &self.arm {
             Arm::Real => {
+                _ = name;
                 let state = Mutex::new(State { value: None, over: false });
                 let shared = Arc::new(Shared { state, over: Condvar::new() });
                 (Filler(FillerArm::Real(shared.clone())), Slot(SlotArm::Real(shared)))

@@ -4,7 +4,7 @@ use serde_json::json;
 use towpath::client::session::WebSocket;
 use towpath::config::{Config, ListenAt};
 use towpath::daemon::Daemon;
-use towpath::front::Router;
+use towpath::front::{Role, Router, Scope, Secret, Tokens, new_token};
 use towpath::state::value::Value;
 use towpath::wire::{IoThreads, Limits, Running, Target};
 
@@ -12,8 +12,13 @@ use super::*;
 
 /// A daemon on a folder of its own.
 fn daemon(rt: &Rt, folder: &std::path::Path) -> Daemon {
+    daemon_with(rt, folder, |_| {})
+}
+
+fn daemon_with(rt: &Rt, folder: &std::path::Path, change: impl FnOnce(&mut Config)) -> Daemon {
     let mut config = Config::default();
     config.store.data = folder.to_owned();
+    change(&mut config);
     config.server.listen = ListenAt::Tcp(([127, 0, 0, 1], 0).into());
     Daemon::start(rt, &config).expect("a daemon")
 }
@@ -24,9 +29,13 @@ fn wire(rt: &Rt) -> Running {
 }
 
 fn client(rt: &Rt, wire: &Running, daemon: &Daemon, options: Options) -> Client {
+    client_called(rt, "client", wire, daemon, options)
+}
+
+fn client_called(rt: &Rt, id: &str, wire: &Running, daemon: &Daemon, options: Options) -> Client {
     let target = Target::parse(&format!("ws://{}/river", daemon.addresses()[0])).expect("a target");
     let dialer = Arc::new(WebSocket::new(wire.wire(), target));
-    Client::start(rt, "client", "SERVER", dialer, options).expect("threads")
+    Client::start(rt, id, "SERVER", dialer, options).expect("threads")
 }
 
 #[test]
@@ -128,4 +137,89 @@ fn the_services_do_what_the_http_doors_do() {
     assert_eq!(refused("pipes", "cut", json!({"id": nobody})), "not_found");
     assert_eq!(refused("pipes", "kill", json!({"id": "short"})), "bad_id");
     assert!(ask("admin", "replicas", json!({}))["replicas"].is_array());
+}
+
+/// Options of a client that shows this token.
+fn showing(token: &Secret) -> Options {
+    let metadata = Value::Map(vec![("token".into(), Value::Text(token.reveal().into()))]);
+    Options { metadata: Some(Arc::new(move || Ok(metadata.clone()))), ..Options::default() }
+}
+
+#[test]
+fn a_token_with_too_small_a_role_is_refused_by_every_service_and_keeps_its_session() {
+    use Role::{Agent, Follower, Pipe, Producer};
+    let rt = Rt::real();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens");
+    let scope = Scope { matches: "chat/*".into(), ops: vec![towpath::front::Op::Follow] };
+    let mut lines = String::new();
+    let mut token = |name: &str, roles: &[Role], scopes: &[Scope]| {
+        let token = new_token(&rt);
+        lines += &Tokens::line(name, &token, roles, scopes).expect("a line");
+        lines += "\n";
+        token
+    };
+    let tokens: Vec<_> =
+        Role::ALL.into_iter().map(|role| (role, token(role.as_str(), &[role], &[]))).collect();
+    let narrow = token("narrow", &[Producer], &[scope]);
+    std::fs::write(&file, lines).unwrap();
+    let daemon = daemon_with(&rt, &folder.path().join("data"), |config| {
+        config.auth.token_file = towpath::config::OrOff::On(file.clone());
+    });
+    let wire = wire(&rt);
+
+    let agent = "0190a5c8-0000-7000-8000-000000000001";
+    let (of, stream) = (json!({"agent": agent}), json!({"stream": "chat/1"}));
+    let said = json!({"stream": "chat/1", "role": "user", "content": 1});
+    let edited = json!({"stream": "chat/1", "id": 1, "content": 1});
+    let first = json!({"stream": "chat/1", "id": 1});
+    let pipe = json!({"id": "0123456789abcdef0123456789abcdef"});
+    // Who may, besides an admin. What they are answered otherwise is not asked here.
+    let asks: &[(&str, &str, &serde_json::Value, &[Role])] = &[
+        ("streams", "create", &stream, &[Producer]),
+        ("streams", "append", &said, &[Producer]),
+        ("streams", "edit", &edited, &[Producer]),
+        ("streams", "remove", &first, &[Producer]),
+        ("streams", "queue", &said, &[Producer]),
+        ("streams", "unqueue", &first, &[Producer]),
+        ("streams", "state", &stream, &[Producer, Follower]),
+        ("streams", "interrupt", &stream, &[Producer, Follower]),
+        ("agents", "report", &json!({"agent": agent, "metadata": []}), &[Agent]),
+        ("agents", "read", &of, &[Agent, Follower]),
+        ("agents", "list", &json!({"prefix": "a"}), &[Agent, Follower]),
+        ("agents", "name", &json!({"agent": agent, "name": "a"}), &[Agent]),
+        ("connections", "record", &json!({"what": 1}), &[Producer, Agent]),
+        ("connections", "list", &json!({}), &[]),
+        ("connections", "spool", &json!({}), &[]),
+        ("pipes", "list", &json!({}), &[Pipe]),
+        ("pipes", "kill", &pipe, &[Pipe]),
+        ("pipes", "cut", &pipe, &[Pipe]),
+        ("admin", "replicas", &json!({}), &[]),
+        ("admin", "ping", &json!({}), &[Producer, Follower, Agent, Pipe]),
+        ("streams", "delete", &stream, &[Producer]),
+    ];
+    for (role, token) in &tokens {
+        let client = client_called(&rt, role.as_str(), &wire, &daemon, showing(token));
+        for (service, procedure, init, roles) in asks {
+            let answer = client.rpc::<_, Value>(service, procedure, *init);
+            let refused = answer.is_err_and(|why| why.code == "forbidden");
+            let may = *role == Role::Admin || roles.contains(role);
+            assert_eq!(refused, !may, "{service}.{procedure} by a token with the role {}", role.as_str());
+        }
+        let follows = client.subscribe::<_, Value>("streams", "follow", &json!({"stream": "none"})).unwrap();
+        let watches = client.subscribe::<_, Value>("agents", "watch", &of).unwrap();
+        for (mut answers, roles) in [(follows, [Producer, Follower]), (watches, [Agent, Follower])] {
+            let refused = matches!(answers.next(), Some(Err(why)) if why.code == "forbidden");
+            assert_eq!(refused, *role != Role::Admin && !roles.contains(role), "{}", role.as_str());
+        }
+        assert!(client.is_connected(), "a refusal is the call's and not the session's");
+    }
+
+    let narrow = client_called(&rt, "narrow", &wire, &daemon, showing(&narrow));
+    let code = |procedure: &str, stream: &str| {
+        narrow.rpc::<_, Value>("streams", procedure, &json!({"stream": stream})).expect_err(procedure).code
+    };
+    assert_eq!(code("state", "chat/1"), "not_found");
+    assert_eq!(code("state", "other/1"), "forbidden");
+    assert_eq!(code("create", "chat/1"), "forbidden", "its scope lets it follow, whatever its role");
 }
