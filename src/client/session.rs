@@ -19,6 +19,7 @@
 
 mod call;
 mod dial;
+mod figures;
 mod gate;
 mod options;
 mod room;
@@ -34,6 +35,7 @@ use serde::de::DeserializeOwned;
 pub use self::call::{Answers, RequestWriter, Upload};
 use self::call::{READ_AHEAD, Source};
 pub use self::dial::{Caller, DialWith, Dialer, WebSocket};
+pub use self::figures::Figures;
 use self::gate::Gate;
 pub use self::options::{Listener, MakeMetadata, Options};
 use self::room::{AnswerSink, ClientRoom, Items, Message, NewCall, Reading, Status};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::figures::Figures;
 use crate::codec::{Bounds, Codec};
 use crate::state::envelope::Tracing;
 use crate::state::seq::SendBounds;
@@ -41,6 +42,8 @@ pub struct Options {
     /// Told what happens to the session. Called on the client's own thread, or on that of a caller or of the link
     /// which does its work just then: it must not wait.
     pub listener: Option<Arc<Listener>>,
+    /// What is counted; [`Figures::describe`] shows it to operators.
+    pub figures: Figures,
 }
 
 impl std::fmt::Debug for Options {
@@ -66,6 +69,7 @@ impl Default for Options {
             metadata: None,
             tracing: Tracing::default(),
             listener: None,
+            figures: Figures::default(),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::call::READ_AHEAD;
 use super::dial::{Caller, Dialer};
+use super::figures::{Figures, count};
 use super::gate::Gate;
 use super::options::{Listener, MakeMetadata, Options};
 use crate::codec::{Bounds, Codec};
@@ -116,6 +117,7 @@ pub(super) struct ClientRoom {
     metadata: Option<Arc<MakeMetadata>>,
     tracing: Tracing,
     listener: Option<Arc<Listener>>,
+    figures: Figures,
     link: Option<(u64, Box<dyn Bearer>)>,
     answers: HashMap<String, AnswerSink, Hasher>,
     held_by: BTreeSet<String>,
@@ -162,6 +164,7 @@ impl ClientRoom {
             metadata: options.metadata,
             tracing: options.tracing,
             listener: options.listener,
+            figures: options.figures,
             link: None,
             answers: HashMap::with_hasher(rt.hasher()),
             held_by: BTreeSet::new(),
@@ -180,6 +183,7 @@ impl ClientRoom {
             Message::Dialed { dial, bearer } => self.dialed(now, dial, bearer.0),
             Message::DialFailed { dial, why } => {
                 log::debug!("dial {dial} failed: {why}");
+                self.figures.failed_dials.inc();
                 self.step(now, Input::DialFailed { dial });
             }
             Message::Heard { dial, heard } => self.heard(now, dial, heard),
@@ -187,6 +191,7 @@ impl ClientRoom {
                 Happened::Opened(handle, _) => self.dialed(now, event.tag, Box::<LinkHandle>::new(handle)),
                 Happened::Refused(why) => {
                     log::debug!("dial {} failed: {why}", event.tag);
+                    self.figures.failed_dials.inc();
                     self.step(now, Input::DialFailed { dial: event.tag });
                 }
                 Happened::Binary(bytes) => self.heard(now, event.tag, Heard::Frame(bytes.into())),
@@ -301,6 +306,7 @@ impl ClientRoom {
                 Action::Deliver(envelope) => delivered.push(envelope),
                 Action::Dial { dial } => {
                     self.forget_backlog();
+                    self.figures.dials.inc();
                     self.dialer.dial(dial, now + self.connect, &self.caller);
                 }
                 Action::AskMetadata { link } => self.ask_metadata(link),
@@ -309,11 +315,13 @@ impl ClientRoom {
                         bearer.close(cause.code(), cause.as_str());
                     }
                 }
-                Action::Ended { .. } => {
+                Action::Ended { cause, .. } => {
+                    count(&self.figures.ended, "cause", cause.as_str());
                     self.forget_backlog();
                     self.calls(now, |called, _, sink| called.disconnected(sink));
                 }
                 Action::Tell(event) => {
+                    self.figures.tell(&event);
                     if let Some(listener) = &self.listener {
                         listener(&event);
                     }
@@ -381,7 +389,9 @@ impl ClientRoom {
                 }
             }
         }
-        self.status.calls.store(self.called.open(), Ordering::Release);
+        let open = self.called.open();
+        let before = self.status.calls.swap(open, Ordering::AcqRel);
+        self.figures.calls.inc_by(open as i64 - before as i64);
     }
 
     /// Cancels what is open, so that the server knows at once, and leaves.
@@ -398,7 +408,9 @@ impl ClientRoom {
             self.gate.ring();
         }
         let connected = self.machine.is_connected();
-        if self.status.connected.swap(connected, Ordering::AcqRel) != connected || !connected {
+        let before = self.status.connected.swap(connected, Ordering::AcqRel);
+        self.figures.connected.inc_by(i64::from(connected) - i64::from(before));
+        if before != connected || !connected {
             *self.status.session.lock() = self.machine.session().map(str::to_owned);
         }
     }
@@ -433,6 +445,7 @@ impl Room for ClientRoom {
     fn end(&mut self, now: Moment, inbox: &mut Vec<Message>) {
         self.wake_with(now, inbox);
         self.goodbye(now);
+        self.settle();
         self.gate.ended.store(true, Ordering::Release);
         self.gate.waited_for.store(true, Ordering::SeqCst);
         self.gate.ring();

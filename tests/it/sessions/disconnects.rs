@@ -206,3 +206,34 @@ fn a_server_that_is_dropped_ends_everything_and_joins_its_threads() {
     remote.client.disconnect();
     open.all_end_with(&lost());
 }
+
+#[test]
+fn a_client_counts_what_happens_to_its_session() {
+    let mut metrics = towpath::metrics::Metrics::new();
+    let figures = towpath::client::session::Figures::describe(&mut metrics);
+    let shown = metrics.into_exposition();
+    let figure = |line: &str| -> i64 {
+        let text = shown.text();
+        let found = text.lines().find_map(|one| one.strip_prefix(&format!("towpath_client_{line} ")));
+        found.map_or(0, |value| value.parse().expect("a number"))
+    };
+    let stage = Stage::new();
+    let remote = stage.client_with("client", Options { figures, ..Options::default() });
+    assert_eq!((figure("sessions_connected"), figure("dials_total")), (0, 0), "it has not dialed");
+    open_streams(&remote.client);
+    assert_eq!((figure("sessions_connected"), figure("dials_total")), (1, 1));
+    assert_eq!(figure("handshakes_total{result=\"welcome\"}"), 1);
+    remote.unreachable.store(true, Ordering::Release);
+    remote.cut();
+    until(&stage.rt, "a dial fails", || figure("dials_failed_total") > 0);
+    assert_eq!(figure("sessions_connected"), 0);
+    assert!(figure("disconnects_total{cause=\"link_lost\"}") >= 1);
+    remote.unreachable.store(false, Ordering::Release);
+    open_streams(&remote.client);
+    assert_eq!(figure("sessions_connected"), 1);
+    assert_eq!(figure("handshakes_total{result=\"welcome\"}"), 2);
+    assert_eq!(figure("sessions_ended_total{cause=\"goodbye\"}"), 0);
+    drop(remote);
+    assert_eq!(figure("sessions_ended_total{cause=\"goodbye\"}"), 1);
+    assert_eq!((figure("sessions_connected"), figure("calls")), (0, 0));
+}

@@ -118,6 +118,7 @@ fn engines(test: &Test) -> Result<(), Box<dyn std::error::Error>> {
 #[test]
 fn sim_sessions_over_a_rough_network_lose_double_and_reorder_nothing() {
     Sweep::new("sim_sessions_over_a_rough_network_lose_double_and_reorder_nothing", 40)
+        .must_reach(&["room_has_a_guest", "room_waits_for_its_guest"])
         .run(engines)
         .assert_ok();
 }
