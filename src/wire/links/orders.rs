@@ -2,7 +2,7 @@
 
 use super::Links;
 use super::one::{Incoming, Outgoing};
-use super::queue::Bytes;
+use super::queue::{Bytes, GATHER_BYTES};
 use crate::wire::frame::{Encoding, Frame};
 use crate::wire::link::{Closing, GroupId, Happened, LinkId, Owner};
 use crate::wire::order::{Errand, Line, Order};
@@ -15,12 +15,23 @@ impl Links {
     pub(crate) fn take_orders(&mut self, errands: &mut Vec<Errand>) {
         let mut orders = std::mem::take(&mut self.taken);
         let overflow = self.orders.take(&mut orders);
-        for order in orders.drain(..) {
+        let mut each = orders.drain(..).peekable();
+        while let Some(order) = each.next() {
             match order {
                 Order::Errand(errand) => errands.push(*errand),
+                Order::Fanout { group, frame } => {
+                    let mut frames = vec![Arc::new(frame)];
+                    let follows =
+                        |next: &Order| matches!(next, Order::Fanout { group: g, .. } if *g == group);
+                    while let Some(Order::Fanout { frame, .. }) = each.next_if(follows) {
+                        frames.push(Arc::new(frame));
+                    }
+                    self.fan_out(group, &frames);
+                }
                 order => self.carry_out(order),
             }
         }
+        drop(each);
         self.taken = orders;
         for (id, violation) in std::mem::take(&mut self.breaking) {
             if let Some(slot) = self.slot_of(id) {
@@ -61,7 +72,7 @@ impl Links {
 
     pub(super) fn carry_out(&mut self, order: Order) {
         match order {
-            Order::Fanout { group, frame } => self.fan_out(group, frame),
+            Order::Fanout { group, frame } => self.fan_out(group, &[Arc::new(frame)]),
             Order::Drain(drain) => self.drain(drain),
             Order::Open { line, opening, owner, terms } => match (self.awaiting(line), owner) {
                 (Some(slot), owner) => self.open(slot, *opening, owner, terms),
@@ -170,12 +181,16 @@ impl Links {
         }
     }
 
-    pub(super) fn fan_out(&mut self, group: GroupId, frame: Frame) {
+    /// Queues frames with every member of a group. Several that came together are written as one piece: each
+    /// link has it once, however many they are.
+    pub(super) fn fan_out(&mut self, group: GroupId, frames: &[Arc<Frame>]) {
         let Some(members) = self.groups.get_mut(&group).map(std::mem::take) else { return };
-        let frame = Arc::new(frame);
         let mut slow = Vec::new();
+        let bursts: Vec<_> =
+            bursts(frames).map(|burst| (burst, (burst.len() > 1).then(|| joined(burst)))).collect();
         for &slot in &members {
-            if !self.queue_frame(slot as usize, &frame, true) {
+            let mut each = bursts.iter();
+            if !each.all(|(burst, joined)| self.queue_burst(slot as usize, burst, joined.as_ref())) {
                 slow.push(slot as usize);
             }
         }
@@ -184,6 +199,28 @@ impl Links {
         }
         for slot in slow {
             self.cut_slow(slot);
+        }
+    }
+
+    /// Queues frames, as one piece where the link takes them as they are and its bound is far enough away;
+    /// false if it is reached.
+    fn queue_burst(&mut self, slot: usize, burst: &[Arc<Frame>], joined: Option<&Arc<[u8]>>) -> bool {
+        let Some(link) = self.slots[slot].as_deref() else { return true };
+        let as_it_is = match link.outgoing {
+            Outgoing::Chunks { framed, .. } => framed && burst[0].encoding() == Encoding::Chunk,
+            Outgoing::WebSocket { role, closed, .. } => {
+                let speaks = matches!(burst[0].encoding(), Encoding::Text | Encoding::Binary);
+                role == Role::Server && !closed && speaks
+            }
+            Outgoing::Answers | Outgoing::Raw { .. } | Outgoing::Ending { .. } => false,
+        };
+        match joined {
+            Some(all) if as_it_is && link.queue.live() + all.len() <= self.limits.queue_bytes => {
+                self.port.counts.deliveries.add(burst.len() as u64);
+                self.push(slot, Bytes::Shared(all.clone()), true);
+                true
+            }
+            _ => burst.iter().all(|frame| self.queue_frame(slot, frame, true)),
         }
     }
 
@@ -344,4 +381,24 @@ impl Links {
         self.close(slot, code, reason.into());
         self.end(slot, true);
     }
+}
+
+/// Frames in order, so many of one encoding at a time as one write takes.
+fn bursts(frames: &[Arc<Frame>]) -> impl Iterator<Item = &[Arc<Frame>]> {
+    let mut bytes = 0;
+    frames.chunk_by(move |one, next| {
+        bytes += one.len();
+        let goes_on = one.encoding() == next.encoding() && bytes + next.len() <= GATHER_BYTES;
+        if !goes_on {
+            bytes = 0;
+        }
+        goes_on
+    })
+}
+
+/// Frames one behind the other.
+fn joined(burst: &[Arc<Frame>]) -> Arc<[u8]> {
+    let mut bytes = Vec::with_capacity(burst.iter().map(|frame| frame.len()).sum());
+    burst.iter().for_each(|frame| bytes.extend_from_slice(frame.bytes()));
+    bytes.into()
 }

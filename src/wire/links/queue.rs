@@ -68,7 +68,7 @@ pub(super) struct Queue {
 /// The most pieces one gathered write takes.
 pub(crate) const GATHER_MAX: usize = 64;
 /// The most bytes one gathered write takes.
-const GATHER_BYTES: usize = 64 * 1024;
+pub(super) const GATHER_BYTES: usize = 64 * 1024;
 
 impl Queue {
     pub(super) fn push(&mut self, bytes: Bytes, live: bool) {

@@ -412,6 +412,41 @@ fn an_answer_is_given_even_when_the_inbox_is_full() {
 }
 
 #[test]
+fn what_a_group_is_told_at_once_is_one_piece_for_each_link() {
+    let limits = Limits { queue_bytes: 1_000, ..Limits::default() };
+    let mut bench = Bench::new(limits, 16);
+    let ((socket, link), mut group) = (bench.websocket(), bench.doors.group());
+    let events = bench.connect();
+    bench.feed(events, "GET /events HTTP/1.1\nHost: a\n\n");
+    bench.wrote(events);
+    let reader = bench.opened.try_recv().unwrap();
+    group.join(&link);
+    group.join(&reader);
+    bench.round();
+    bench.stalled.extend([socket, events]);
+    // The stream's links speak chunks, the other one does not: it gets its own copies, in the same order.
+    for text in ["a", "bc", "def"] {
+        group.fanout(Frame::chunk(text.as_bytes()));
+    }
+    bench.round();
+    assert_eq!((bench.links.pieces(events), bench.links.pieces(socket)), (1, 3));
+    group.fanout(Frame::text("ghi"));
+    group.fanout(Frame::text("jk"));
+    group.fanout(Frame::chunk(b"l"));
+    bench.round();
+    assert_eq!((bench.links.pieces(events), bench.links.pieces(socket)), (1 + 2 + 1, 3 + 1 + 1));
+    // So much at once that some of it fits: that much is queued before the link is cut, and nothing behind it.
+    (0..3).for_each(|_| group.fanout(Frame::chunk(&[b'x'; 400])));
+    bench.round();
+    assert_eq!(bench.events().len(), 2, "both are closed, and told so");
+    bench.stalled.clear();
+    bench.links.writable(events);
+    bench.links.writable(socket);
+    bench.round();
+    assert!(bench.written.contains_key(&socket), "it is told why");
+}
+
+#[test]
 fn members_that_leave_make_room_for_the_others() {
     let mut bench = Bench::new(Limits::default(), 16);
     let mut group = bench.doors.group();
