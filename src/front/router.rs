@@ -226,24 +226,31 @@ impl Route {
     /// The parameters, if the path fits the pattern.
     fn fit(&self, path: &[&str]) -> Option<Vec<(String, String)>> {
         let mut params = Vec::new();
+        self.walk(path, |name, value| params.push((name.to_owned(), value.join("/")))).then_some(params)
+    }
+
+    /// Whether the path fits the pattern; `found` hears each parameter on the way.
+    fn walk(&self, path: &[&str], mut found: impl FnMut(&str, &[&str])) -> bool {
         let mut rest = path;
         let mut segments = &self.segments[..];
         while let Some((segment, behind)) = segments.split_first() {
             let take = match segment {
-                Segment::Many(_) => rest.len().checked_sub(behind.len())?.max(1),
+                Segment::Many(_) => match rest.len().checked_sub(behind.len()) {
+                    Some(some) => some.max(1),
+                    None => return false,
+                },
                 _ => 1,
             };
-            let (here, next) = rest.split_at_checked(take)?;
+            let Some((here, next)) = rest.split_at_checked(take) else { return false };
             match segment {
                 Segment::Literal(text) if text == here[0] => {}
-                Segment::Literal(_) => return None,
-                Segment::One(_) if here[0].is_empty() => return None,
-                Segment::One(name) => params.push((name.clone(), here[0].to_owned())),
-                Segment::Many(name) => params.push((name.clone(), here.join("/"))),
+                Segment::Literal(_) => return false,
+                Segment::One(_) if here[0].is_empty() => return false,
+                Segment::One(name) | Segment::Many(name) => found(name, here),
             }
             (segments, rest) = (behind, next);
         }
-        rest.is_empty().then_some(params)
+        rest.is_empty()
     }
 }
 
@@ -260,6 +267,8 @@ fn segment(text: &str) -> Segment {
 /// All routes, and the guard before them. Built once, then shared by the I/O threads.
 pub struct Router {
     routes: Vec<Route>,
+    /// The routes of each pattern.
+    places: Vec<Vec<usize>>,
     guard: Arc<dyn Guard>,
     body_max: usize,
     sessions: Option<Arc<Sessions>>,
@@ -274,7 +283,13 @@ impl Default for Router {
 impl Router {
     /// A router without routes that lets everybody in.
     pub fn new() -> Router {
-        Router { routes: Vec::new(), guard: Arc::new(OpenDoor), body_max: BODY_MAX, sessions: None }
+        Router {
+            routes: Vec::new(),
+            places: Vec::new(),
+            guard: Arc::new(OpenDoor),
+            body_max: BODY_MAX,
+            sessions: None,
+        }
     }
 
     /// Puts a guard before the routes.
@@ -306,6 +321,11 @@ impl Router {
         if let Some(other) = self.routes.iter().find(twice) {
             panic!("the route {} {} is there twice", other.method, other.pattern);
         }
+        let at = self.routes.len();
+        match self.places.iter_mut().find(|place| self.routes[place[0]].pattern == route.pattern) {
+            Some(place) => place.push(at),
+            None => self.places.push(vec![at]),
+        }
         self.routes.push(route);
     }
 
@@ -318,17 +338,24 @@ impl Router {
     /// stream under a word that is another route's is told that the name is reserved, not that the method is.
     fn find(&self, path: &str, method: Method) -> Option<(&str, Vec<(String, String)>)> {
         let segments: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
-        let fitting = self.routes.iter().filter_map(|route| Some((route, route.fit(&segments)?)));
-        let (route, params) = fitting.max_by_key(|(route, _)| {
-            let knows = self.with_method(&route.pattern, method).is_some();
+        let fitting = self.places.iter().filter(|place| self.routes[place[0]].walk(&segments, |_, _| {}));
+        let best = fitting.max_by_key(|place| {
+            let route = &self.routes[place[0]];
+            let knows = self.at(place, method).is_some();
             (knows, route.literals(), std::cmp::Reverse(route.pattern.len()))
         })?;
-        Some((&route.pattern, params))
+        let route = &self.routes[best[0]];
+        Some((&route.pattern, route.fit(&segments)?))
     }
 
     fn with_method(&self, pattern: &str, method: Method) -> Option<&Route> {
-        let of =
-            |method| self.routes.iter().find(move |route| route.pattern == pattern && route.method == method);
+        let place = self.places.iter().find(|place| self.routes[place[0]].pattern == pattern)?;
+        self.at(place, method)
+    }
+
+    /// The route of a place that answers a method.
+    fn at(&self, place: &[usize], method: Method) -> Option<&Route> {
+        let of = |method| place.iter().map(|at| &self.routes[*at]).find(|route| route.method == method);
         match method {
             Method::Head => of(Method::Head).or_else(|| of(Method::Get)),
             _ => of(method),
