@@ -255,8 +255,8 @@ impl Builder {
         self
     }
 
-    /// How many rooms and as many writers share the streams; twice as many threads read. One for each
-    /// processor otherwise; in a simulation one.
+    /// How many rooms share the streams; twice as many threads read, and as many write where the store is
+    /// PostgreSQL (SQLite has one writer). One for each processor otherwise; in a simulation one.
     ///
     /// ```
     /// let engine = towpath::Engine::builder().threads(2).start()?;
@@ -477,7 +477,9 @@ impl Builder {
                 shards: threads,
                 // Catching up is mostly waiting for the store.
                 readers: 2 * threads,
-                writers: threads,
+                // Of a store of one process one connection writes at a time: a second writer would only find
+                // it taken, sleep, and share no commit with the first.
+                writers: if stores.is_shared() { threads } else { 1 },
                 visits: visits.clone(),
                 followers_refused: metrics
                     .counter("followers_refused", "Followers that were one too many for their stream."),

@@ -5,12 +5,14 @@
 //! holds up catching up. A full pool gives the job back; whoever asked says so to its caller.
 //!
 //! A writer runs everything that waits as one group ([`StreamStore::group`]): one sync to disk for all of
-//! it. Only then does anybody hear that it was written.
+//! it. Only then does anybody hear that it was written. If one of them fails, which is rare, the group leaves
+//! nothing behind, and each is done again by itself.
 
 use std::sync::Arc;
 
 use super::worker::{Bounds, Crew, Inbox, Refused, Room, Worker};
 use crate::rt::{Moment, Op, Rt};
+use crate::store::streams::Grouped;
 use crate::store::{StoreError, Stores, StreamStore};
 
 /// How many jobs wait for one thread before it is full.
@@ -18,14 +20,14 @@ const JOBS_MAX: usize = 1_024;
 
 /// Something to do with a store, and somebody to tell.
 trait Work: Send {
-    /// Asks the store. Called at most once.
+    /// Asks the store. Called again if what it did was undone.
     fn run(&mut self, store: &mut dyn StreamStore);
     /// Tells whoever asked; `fate` is what became of the group.
     fn settle(self: Box<Self>, fate: Result<(), StoreError>);
 }
 
 struct Ask<T, R, S> {
-    run: Option<R>,
+    run: R,
     answer: Option<Result<T, StoreError>>,
     then: S,
 }
@@ -33,13 +35,11 @@ struct Ask<T, R, S> {
 impl<T, R, S> Work for Ask<T, R, S>
 where
     T: Send,
-    R: FnOnce(&mut dyn StreamStore) -> Result<T, StoreError> + Send,
+    R: FnMut(&mut dyn StreamStore) -> Result<T, StoreError> + Send,
     S: FnOnce(Result<T, StoreError>) + Send,
 {
     fn run(&mut self, store: &mut dyn StreamStore) {
-        if let Some(run) = self.run.take() {
-            self.answer = Some(run(store));
-        }
+        self.answer = Some((self.run)(store));
     }
 
     fn settle(self: Box<Self>, fate: Result<(), StoreError>) {
@@ -78,6 +78,7 @@ impl Pool {
     pub fn start(
         crew: &Crew,
         name: &str,
+        hand: Hand,
         threads: usize,
         stores: &Arc<dyn Stores>,
     ) -> crate::Result<(Vec<Worker>, Pool)> {
@@ -85,7 +86,7 @@ impl Pool {
         let mut inboxes = Vec::new();
         for n in 0..threads.max(1) {
             let (worker, inbox) = Worker::spawn(crew, format!("{name}-{n}"), Bounds::of(JOBS_MAX), |_| {
-                Clerk { rt: crew.rt().clone(), stores: stores.clone(), store: None }
+                Clerk { hand, rt: crew.rt().clone(), stores: stores.clone(), store: None }
             })?;
             workers.push(worker);
             inboxes.push(inbox);
@@ -99,11 +100,11 @@ impl Pool {
     pub fn ask<T: Send + 'static>(
         &self,
         key: u64,
-        run: impl FnOnce(&mut dyn StreamStore) -> Result<T, StoreError> + Send + 'static,
+        run: impl FnMut(&mut dyn StreamStore) -> Result<T, StoreError> + Send + 'static,
         then: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) {
         let inbox = &self.threads[(key % self.threads.len() as u64) as usize];
-        let job = Job(Box::new(Ask { run: Some(run), answer: None, then }));
+        let job = Job(Box::new(Ask { run, answer: None, then }));
         let (job, error) = match inbox.try_data(job) {
             Ok(()) => return,
             Err(Refused::Full(job)) => {
@@ -115,8 +116,18 @@ impl Pool {
     }
 }
 
+/// How a thread of a pool does what waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hand {
+    /// One thing after the other: reads, for which a group would take the place of whoever writes.
+    Reads,
+    /// All of it as one group.
+    Writes,
+}
+
 /// A thread of a pool.
 struct Clerk {
+    hand: Hand,
     rt: Rt,
     stores: Arc<dyn Stores>,
     /// None until the store was reached.
@@ -130,9 +141,10 @@ impl Clerk {
             Some(store) => store,
             none => none.insert(self.stores.streams()?),
         };
-        match jobs {
-            [job] => job.0.run(store.as_mut()),
-            jobs => store.group(&mut |store| jobs.iter_mut().for_each(|job| job.0.run(store)))?,
+        let alone = self.hand == Hand::Reads || jobs.len() == 1;
+        let mut all = |store: &mut dyn StreamStore| jobs.iter_mut().for_each(|job| job.0.run(store));
+        if alone || store.group(&mut all)? == Grouped::Undone {
+            all(store.as_mut());
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ use crate::store::streams::{
 use crate::store::{Labels, StoreError, Stores};
 use crate::wire::{Closing, Doors, LinkHandle, Outlet};
 
-use super::reader::Pool;
+use super::reader::{Hand, Pool};
 use super::visits::{Caller, Visit, Visits};
 use super::worker::{Bounds, Crew, Refused, Worker};
 
@@ -518,8 +518,8 @@ impl StreamsEngine {
         } = config;
         let numbers = Arc::new(AtomicU64::new(1));
         let cursors = Arc::new(durable::Cursors::default());
-        let (mut pools, readers) = Pool::start(crew, "reader", readers, &stores)?;
-        let (writing, writers) = Pool::start(crew, "writer", writers, &stores)?;
+        let (mut pools, readers) = Pool::start(crew, "reader", Hand::Reads, readers, &stores)?;
+        let (writing, writers) = Pool::start(crew, "writer", Hand::Writes, writers, &stores)?;
         pools.extend(writing);
 
         let names = Arc::new(Names(rt::Lock::new(HashMap::with_hasher(rt.hasher()))));
@@ -942,9 +942,9 @@ impl Streams {
             Wanted::Stream(at) => writes::key_of(at),
             Wanted::Next(_) => 0,
         };
-        let run = move |store: &mut dyn crate::store::StreamStore| match what {
-            Wanted::Stream(at) => store.claim(&at, &claim).map(|answer| (answer, false)),
-            Wanted::Next(labels) => store.claim_next(&labels, &claim).map(|answer| (answer, true)),
+        let run = move |store: &mut dyn crate::store::StreamStore| match &what {
+            Wanted::Stream(at) => store.claim(at, &claim).map(|answer| (answer, false)),
+            Wanted::Next(labels) => store.claim_next(labels, &claim).map(|answer| (answer, true)),
         };
         let read = |desk: &Desk, (answer, next): (Claimed, bool)| match answer {
             Claimed::Turn(claimed) => {

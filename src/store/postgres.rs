@@ -19,6 +19,7 @@ use super::metadata_rows::MetadataRows;
 use super::replica_rows::ReplicaRows;
 use super::sql::{Arg, Database, Mode, Row, Sql, Value, begin_epoch};
 use super::stream_rows::StreamRows;
+use super::streams::Grouped;
 use super::{
     ConnectionStore, Identity, MetadataStore, ReplicaStore, StoreError, Stores, StreamStore, newer_schema,
 };
@@ -271,8 +272,8 @@ impl Database for PgDb {
         Ok(())
     }
 
-    fn end_group(&mut self) -> Result<(), StoreError> {
-        Ok(())
+    fn end_group(&mut self) -> Result<Grouped, StoreError> {
+        Ok(Grouped::Durable)
     }
 
     fn ping(&mut self) -> Result<(), StoreError> {

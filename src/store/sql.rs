@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::metadata::{Sight, Upserted};
+use super::streams::Grouped;
 use super::{Labels, StoreError};
 use crate::state::connection;
 use crate::state::metadata::{Entry, Key};
@@ -289,8 +290,8 @@ pub(crate) trait Database: Send {
     /// From here on what is written becomes durable together, at [`Database::end_group`].
     fn begin_group(&mut self) -> Result<(), StoreError>;
 
-    /// Commits the group.
-    fn end_group(&mut self) -> Result<(), StoreError>;
+    /// Commits the group, or undoes it if something in it failed.
+    fn end_group(&mut self) -> Result<Grouped, StoreError>;
 
     /// Answers if the database can be written to now.
     fn ping(&mut self) -> Result<(), StoreError>;

@@ -20,7 +20,7 @@ use super::metadata_rows::MetadataRows;
 use super::replica_rows::ReplicaRows;
 use super::sql::{Arg, Database, Mode, Row, Sql, Value, begin_epoch};
 use super::stream_rows::StreamRows;
-use super::streams::Sweep;
+use super::streams::{Grouped, Sweep};
 use super::*;
 use crate::rt::Lock;
 use crate::state::time::Wall;
@@ -34,6 +34,10 @@ pub type Clock = Arc<dyn Fn() -> Wall + Send + Sync>;
 
 /// How long a writer waits for another one: longer than any transaction here takes on a slow disk.
 const BUSY: Duration = Duration::from_secs(5);
+
+/// How many pages are written ahead before they go to their places: 16 MiB. Whoever commits then waits for two
+/// more syncs, and a page that was written many times meanwhile goes there once.
+const CHECKPOINT_PAGES: u32 = 4_096;
 
 /// A part of the schema, in a file of its own so that a large flush never holds up a stream's commit.
 struct Part {
@@ -148,7 +152,7 @@ impl SqliteStores {
             Where::Memory { connection, .. } => Link::Shared(connection.clone()),
             Where::Directory { path, .. } => {
                 let now = Arc::new(AtomicI64::new((self.clock)().0));
-                Link::Own { connection: open_part(path, part, &now)?, now, grouped: false }
+                Link::Own { connection: open_part(path, part, &now)?, now, group: Group::No }
             }
         };
         Ok(SqliteDb { link, clock: self.clock.clone() })
@@ -197,6 +201,7 @@ fn open_part(path: &Path, part: &Part, now: &Arc<AtomicI64>) -> Result<Connectio
     connection.busy_timeout(BUSY).map_err(at)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(at)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(at)?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).map_err(at)?;
     prepare(&connection, now)?;
     Ok(connection)
 }
@@ -287,29 +292,48 @@ pub(super) struct SqliteDb {
 }
 
 enum Link {
-    Own {
-        connection: Connection,
-        now: Arc<AtomicI64>,
-        /// True inside a group: what is written becomes durable at its end.
-        grouped: bool,
-    },
+    Own { connection: Connection, now: Arc<AtomicI64>, group: Group },
     Shared(Arc<Shared>),
 }
 
+/// How far a group is: what is written in one becomes durable at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Group {
+    /// There is none.
+    No,
+    /// Every call so far went well.
+    Well,
+    /// One failed, perhaps halfway: nothing of the group will stay. A savepoint for each call would keep the
+    /// others, and costs each of them two statements and a copy of every page it touches.
+    Failed,
+}
+
 impl SqliteDb {
-    /// Runs `work` in a transaction, or in a savepoint of the group's.
+    /// Runs `work` in a transaction of its own, or in the group's.
     fn run<T>(
         &mut self,
         mode: Mode,
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         match &mut self.link {
-            Link::Own { connection, now, grouped } => {
+            Link::Own { connection, now, group } => {
                 now.store((self.clock)().0, Ordering::Relaxed);
-                let frame = if *grouped { SAVEPOINT } else { frame(mode) };
+                match group {
+                    Group::No => {}
+                    Group::Well => {
+                        let result = work(connection);
+                        if result.is_err() {
+                            *group = Group::Failed;
+                        }
+                        return result;
+                    }
+                    Group::Failed => {
+                        return Err(StoreError::retry("undone", "an earlier call of the group failed"));
+                    }
+                }
                 within(
                     connection,
-                    frame,
+                    frame(mode),
                     || {
                         // Beginning may have waited for another writer.
                         now.store((self.clock)().0, Ordering::Relaxed);
@@ -334,8 +358,6 @@ impl SqliteDb {
 
 /// How a piece of work begins, ends well, and ends badly.
 type Frame = (&'static str, &'static str, &'static [&'static str]);
-
-const SAVEPOINT: Frame = ("SAVEPOINT call", "RELEASE call", &["ROLLBACK TO call", "RELEASE call"]);
 
 fn frame(mode: Mode) -> Frame {
     match mode {
@@ -381,9 +403,9 @@ impl Database for SqliteDb {
 
     fn begin_group(&mut self) -> Result<(), StoreError> {
         match &mut self.link {
-            Link::Own { connection, grouped, .. } => {
+            Link::Own { connection, group, .. } => {
                 step(connection, "BEGIN IMMEDIATE")?;
-                *grouped = true;
+                *group = Group::Well;
                 Ok(())
             }
             // Others would find themselves inside the group.
@@ -391,16 +413,18 @@ impl Database for SqliteDb {
         }
     }
 
-    fn end_group(&mut self) -> Result<(), StoreError> {
-        let Link::Own { connection, grouped, .. } = &mut self.link else { return Ok(()) };
-        if !std::mem::take(grouped) {
-            return Ok(());
-        }
-        let ended = step(connection, "COMMIT");
-        if ended.is_err() && !connection.is_autocommit() {
+    fn end_group(&mut self) -> Result<Grouped, StoreError> {
+        let Link::Own { connection, group, .. } = &mut self.link else { return Ok(Grouped::Durable) };
+        let (end, outcome) = match std::mem::replace(group, Group::No) {
+            Group::No => return Ok(Grouped::Durable),
+            Group::Well => ("COMMIT", Grouped::Durable),
+            Group::Failed => ("", Grouped::Undone),
+        };
+        let ended = step(connection, end);
+        if !connection.is_autocommit() {
             step(connection, "ROLLBACK")?;
         }
-        ended
+        ended.map(|()| outcome)
     }
 
     fn ping(&mut self) -> Result<(), StoreError> {
@@ -435,24 +459,53 @@ impl Sql for Statements<'_> {
     }
 
     fn query(&mut self, sql: &'static str, args: &[Arg<'_>]) -> Result<Vec<Row>, StoreError> {
+        let mut found = Vec::new();
+        self.each(sql, args, |row| {
+            found.push(row);
+            true
+        })?;
+        Ok(found)
+    }
+
+    fn row(&mut self, sql: &'static str, args: &[Arg<'_>]) -> Result<Option<Row>, StoreError> {
+        let mut found = None;
+        self.each(sql, args, |row| {
+            found = Some(row);
+            false
+        })?;
+        Ok(found)
+    }
+}
+
+impl Statements<'_> {
+    /// Reads row after row until `take` has enough.
+    fn each(
+        &mut self,
+        sql: &'static str,
+        args: &[Arg<'_>],
+        mut take: impl FnMut(Row) -> bool,
+    ) -> Result<(), StoreError> {
         let mut prepared = self.0.prepare_cached(sql).map_err(|e| failed(sql, e))?;
         let columns = prepared.column_count();
         let mut rows = prepared.query(params_from_iter(args)).map_err(|e| failed(sql, e))?;
-        let mut found = Vec::new();
         while let Some(row) = rows.next().map_err(|e| failed(sql, e))? {
-            let values =
-                (0..columns).map(|column| match row.get_ref(column).map_err(|e| failed(sql, e))? {
-                    ValueRef::Null => Ok(Value::Null),
-                    ValueRef::Integer(value) => Ok(Value::Int(value)),
-                    ValueRef::Text(text) => Ok(Value::Text(String::from_utf8_lossy(text).into_owned())),
-                    ValueRef::Blob(bytes) => Ok(Value::Bytes(bytes.to_vec())),
+            let mut values = Vec::with_capacity(columns);
+            for column in 0..columns {
+                values.push(match row.get_ref(column).map_err(|e| failed(sql, e))? {
+                    ValueRef::Null => Value::Null,
+                    ValueRef::Integer(value) => Value::Int(value),
+                    ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into_owned()),
+                    ValueRef::Blob(bytes) => Value::Bytes(bytes.to_vec()),
                     ValueRef::Real(_) => {
-                        Err(StoreError::fatal("damaged", "a number with a fraction in the database"))
+                        return Err(StoreError::fatal("damaged", "a number with a fraction in the database"));
                     }
                 });
-            found.push(Row::new(values.collect::<Result<_, _>>()?));
+            }
+            if !take(Row::new(values)) {
+                break;
+            }
         }
-        Ok(found)
+        Ok(())
     }
 }
 

@@ -39,9 +39,6 @@ macro_rules! select_stream {
     };
 }
 
-const MESSAGE_COLUMNS: &str = "SELECT id, pos, kind, role, content, turn_no, folded_to, ts FROM messages \
-     WHERE stream_id = ?1 AND id = ?2 AND NOT removed";
-
 /// The streams of one database connection.
 pub(crate) struct StreamRows<D> {
     db: D,
@@ -250,6 +247,19 @@ fn read_message(mut row: Row) -> Result<MessageRow, StoreError> {
     Ok(MessageRow { id, pos, kind, role, content: content.into(), fold, at: row.time()? })
 }
 
+/// The message of an id, if it was not removed. No message has an id beyond its position, and both rise together,
+/// so that the index on positions leads to it: past no more rows than there were changes that are no messages.
+fn message_of(sql: &mut dyn Sql, stream: Uuid, id: u64) -> Result<Option<MessageRow>, StoreError> {
+    let row = sql.row(
+        "SELECT removed, id, pos, kind, role, content, turn_no, folded_to, ts FROM messages \
+         WHERE stream_id = ?1 AND pos >= ?2 AND id >= ?2 ORDER BY pos LIMIT 1",
+        args![stream, id],
+    )?;
+    let Some(mut row) = row else { return Ok(None) };
+    let removed = row.flag()?;
+    read_message(row).map(|message| Some(message).filter(|message| message.id == id && !removed))
+}
+
 fn read_input(mut row: Row) -> Result<QueuedRow, StoreError> {
     let (id, kind) = (row.count()?, read_kind(&mut row)?);
     Ok(QueuedRow { id, kind, role: row.text_or_null()?, content: row.bytes()?.into(), at: row.time()? })
@@ -342,6 +352,26 @@ fn save(sql: &mut dyn Sql, row: &mut StreamRow, now: Wall, was: &Status) -> Resu
             row.updated_at,
             row.status_at,
             row.expires_at,
+        ],
+    )?;
+    Ok(())
+}
+
+/// Writes back a row to which messages were added and nothing else: what most writes are. Most columns stay, and
+/// with them every index.
+fn save_appended(sql: &mut dyn Sql, row: &mut StreamRow, now: Wall) -> Result<(), StoreError> {
+    row.updated_at = now;
+    sql.execute(
+        "UPDATE streams SET pos = ?2, history_pos = ?3, last_msg = ?4, bytes = ?5, oldest_at = ?6, \
+         updated_at = ?7 WHERE id = ?1",
+        args![
+            row.id,
+            row.state.pos,
+            row.state.history_pos,
+            row.state.last_msg,
+            row.bytes,
+            row.oldest_at,
+            row.updated_at,
         ],
     )?;
     Ok(())
@@ -792,7 +822,10 @@ fn append_in(sql: &mut dyn Sql, at: &Address, append: &Append) -> Result<Appende
             args![row.id, producer.id.as_str(), producer.epoch, producer.seq, row.state.pos, now],
         )?;
     }
-    save(sql, &mut row, now, &was)?;
+    match (append.close, &append.stream_seq, row.expiry) {
+        (false, None, Expiry::Never | Expiry::At(_)) => save_appended(sql, &mut row, now)?,
+        _ => save(sql, &mut row, now, &was)?,
+    }
     let generation = row.state.generation;
     remember(sql, row.id, Op::Append, key, &Answer::Appended { first, last, pos, generation })?;
     Ok(Appended::Done { change: row.change(), first, last, pos, generation, again: false })
@@ -806,12 +839,8 @@ fn rewrite_in(
     draft: Option<&Draft>,
 ) -> Result<Edited, StoreError> {
     let Locked { mut row, now } = here!(sql, at, Edited);
-    let found = sql.row(
-        "SELECT length(content) FROM messages WHERE stream_id = ?1 AND id = ?2 AND NOT removed",
-        args![row.id, message],
-    )?;
-    let Some(mut found) = found else { return Ok(Edited::NoMessage) };
-    row.bytes = row.bytes.saturating_sub(found.count()?);
+    let Some(found) = message_of(sql, row.id, message)? else { return Ok(Edited::NoMessage) };
+    row.bytes = row.bytes.saturating_sub(found.content.len() as u64);
     let was = row.state.status;
     row.state.rewrite();
     let empty: &[u8] = &[];
@@ -819,10 +848,10 @@ fn rewrite_in(
     row.bytes += content.len() as u64;
     sql.execute(
         "UPDATE messages SET gen = ?3, kind = coalesce(?4, kind), role = coalesce(?5, role), content = ?6, \
-         removed = ?7 WHERE stream_id = ?1 AND id = ?2",
+         removed = ?7 WHERE stream_id = ?1 AND pos = ?2",
         args![
             row.id,
-            message,
+            found.pos,
             row.state.generation,
             draft.map(|draft| kind_number(draft.kind)),
             draft.and_then(|draft| draft.role.as_deref()),
@@ -1319,9 +1348,8 @@ impl<D: Database> StreamStore for StreamRows<D> {
         self.write(|sql| {
             let Locked { mut row, now } = here!(sql, at, Committed);
             if let Some(Answer::Committed { id }) = recall(sql, row.id, Op::Commit, key)?
-                && let Some(there) = sql.row(MESSAGE_COLUMNS, args![row.id, id])?
+                && let Some(message) = message_of(sql, row.id, id)?
             {
-                let message = read_message(there)?;
                 return Ok(Committed::Done { change: row.change(), message, again: true });
             }
             let was = row.state.status;
@@ -1463,7 +1491,7 @@ impl<D: Database> StreamStore for StreamRows<D> {
         })
     }
 
-    fn group(&mut self, work: &mut dyn FnMut(&mut dyn StreamStore)) -> Result<(), StoreError> {
+    fn group(&mut self, work: &mut dyn FnMut(&mut dyn StreamStore)) -> Result<Grouped, StoreError> {
         self.db.begin_group()?;
         work(self);
         self.db.end_group()

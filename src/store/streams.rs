@@ -615,6 +615,15 @@ pub enum Found<T> {
     Gone,
 }
 
+/// What became of a [group](StreamStore::group).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grouped {
+    /// Every call stands, or has failed by itself.
+    Durable,
+    /// A call failed, perhaps halfway, and nothing of any of them stays: make each again by itself.
+    Undone,
+}
+
 /// Streams, their messages, queues and turns.
 pub trait StreamStore: Store {
     /// Makes a stream, or says how the one that has the name differs.
@@ -681,8 +690,7 @@ pub trait StreamStore: Store {
     /// Forgets answers that are older than [`KEY_MEMORY`], `limit` at most; how many.
     fn forget_keys(&mut self, limit: usize) -> Result<u64, StoreError>;
 
-    /// Runs `work` as one group: each call inside stands or falls alone, and all that succeeded are
-    /// durable together when this returns `Ok`. An error makes every outcome inside unknown.
+    /// Runs `work` as one group, whose calls share one commit. An error makes every outcome inside unknown.
     /// Where the database is shared or in memory, each call inside commits by itself.
-    fn group(&mut self, work: &mut dyn FnMut(&mut dyn StreamStore)) -> Result<(), StoreError>;
+    fn group(&mut self, work: &mut dyn FnMut(&mut dyn StreamStore)) -> Result<Grouped, StoreError>;
 }

@@ -217,7 +217,7 @@ faulty!(StreamStore {
     fn expire(&mut self, limit: usize) -> Vec<Uuid>;
     fn trim(&mut self, keep: Keep, limit: usize) -> Vec<Change>;
     fn forget_keys(&mut self, limit: usize) -> u64;
-    fn group(&mut self, work: &mut dyn FnMut(&mut dyn StreamStore)) -> ();
+    fn group(&mut self, work: &mut dyn FnMut(&mut dyn StreamStore)) -> Grouped;
 });
 
 faulty!(ConnectionStore {

@@ -145,7 +145,7 @@ on_every_store! {
     retention_removes_the_oldest_and_remembers_where
     streams_are_listed_by_label_and_status_in_pages
     positions_tell_where_streams_stand
-    calls_of_a_group_stand_or_fall_alone
+    a_group_in_which_a_call_fails_is_undone_or_was_none
     another_epoch_has_other_tags
     older_metadata_never_replaces_newer
     any_order_of_metadata_leaves_the_newest
@@ -909,25 +909,42 @@ fn positions_tell_where_streams_stand(place: &Place) {
     assert_eq!(changes[4].state.pos, 0);
 }
 
-fn calls_of_a_group_stand_or_fall_alone(place: &Place) {
+fn a_group_in_which_a_call_fails_is_undone_or_was_none(place: &Place) {
     let mut store = place.streams();
     make(&mut *store, "a");
     let taken = make(&mut *store, "b").id;
     let mut outcomes = Vec::new();
-    store
+    let fate = store
         .group(&mut |store| {
             outcomes.push(say(store, "a", "1"));
-            // The id is taken: the database refuses the row.
-            let failed = store.create(&NewStream::named(taken, "c"));
-            assert_eq!(failed.expect_err("a double id").class, Class::Split);
             outcomes.push(say(store, "a", "2"));
             assert_eq!(texts(&all_of(store, "a")), ["1", "2"]);
         })
         .expect("committed");
+    assert_eq!(fate, Grouped::Durable);
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Appended::Done { .. })));
     let mut other = place.streams();
     assert_eq!(texts(&all_of(&mut *other, "a")), ["1", "2"]);
+
+    let fate = store
+        .group(&mut |store| {
+            say(store, "a", "3");
+            // The id is taken: the database refuses the row.
+            let failed = store.create(&NewStream::named(taken, "c"));
+            assert_eq!(failed.expect_err("a double id").class, Class::Split);
+            // Where the group is lost, what comes behind in it is not even tried.
+            let behind = store.append(&name("a"), &Append::default());
+            assert!(behind.is_ok() || behind.is_err_and(|error| error.code == "undone"));
+        })
+        .expect("ended");
+    match fate {
+        Grouped::Undone => assert_eq!(texts(&all_of(&mut *other, "a")), ["1", "2"]),
+        Grouped::Durable => assert_eq!(texts(&all_of(&mut *other, "a")), ["1", "2", "3"]),
+    }
     assert_eq!(other.get(&name("c")).expect("read"), Found::Missing);
+    // And the store goes on.
+    say(&mut *store, "a", "4");
+    assert_eq!(texts(&all_of(&mut *other, "a")).last().map(String::as_str), Some("4"));
 }
 
 fn another_epoch_has_other_tags(place: &Place) {

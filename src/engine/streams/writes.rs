@@ -71,7 +71,7 @@ impl Desk {
     pub(super) fn ask<T: Send + 'static, A: Send + 'static>(
         &self,
         key: u64,
-        run: impl FnOnce(&mut dyn StreamStore) -> Result<A, StoreError> + Send + 'static,
+        run: impl FnMut(&mut dyn StreamStore) -> Result<A, StoreError> + Send + 'static,
         read: impl FnOnce(&Desk, A) -> Result<T, StreamError> + Send + 'static,
         then: Then<T>,
     ) {
@@ -216,8 +216,8 @@ impl Desk {
     pub(super) fn rewrite(&self, at: Address, message: u64, draft: Option<Draft>, then: Then<Written>) {
         self.ask(
             key_of(&at),
-            move |store| match draft {
-                Some(draft) => store.edit(&at, message, &draft),
+            move |store| match &draft {
+                Some(draft) => store.edit(&at, message, draft),
                 None => store.remove(&at, message),
             },
             move |desk, answer| match answer {

@@ -51,6 +51,7 @@ CREATE INDEX streams_pending ON streams (status_at, id) WHERE status = 'pending'
 CREATE INDEX streams_worker ON streams (worker) WHERE worker IS NOT NULL;
 CREATE INDEX streams_expiry ON streams (expires_at) WHERE expires_at IS NOT NULL;
 
+-- Ids rise with positions, so that one index finds both: a second would be a page more for each append to write.
 CREATE TABLE messages (
     stream_id BLOB NOT NULL,
     id        INTEGER NOT NULL,
@@ -63,7 +64,6 @@ CREATE TABLE messages (
     turn_no   INTEGER,
     folded_to INTEGER,
     ts        INTEGER NOT NULL,
-    PRIMARY KEY (stream_id, id),
     UNIQUE (stream_id, pos)
 );
 
