@@ -66,7 +66,7 @@ use keeper::Keeper;
 use room::{
     Begin, CancelOf, Commit, Ending, Keepalive, Message, Newcomer, Parts, ReadTurn, StreamsRoom, Surroundings,
 };
-use writes::{Desk, Shards};
+use writes::{Attended, Desk, Shards};
 
 /// What bounds streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -522,6 +522,7 @@ impl StreamsEngine {
         let (writing, writers) = Pool::start(crew, "writer", Hand::Writes, writers, &stores)?;
         pools.extend(writing);
 
+        let attended = Arc::new(Attended::default());
         let names = Arc::new(Names(rt::Lock::new(HashMap::with_hasher(rt.hasher()))));
         let desk = |shards| Desk { rt: rt.clone(), writers: writers.clone(), bus: bus.clone(), shards };
         let (courier, carries) = match relay.clone() {
@@ -547,7 +548,7 @@ impl StreamsEngine {
                     replica,
                     readers: readers.clone(),
                     // What a room writes is of its own streams.
-                    desk: desk(Shards([inbox.clone()].into())),
+                    desk: desk(Shards { rooms: [inbox.clone()].into(), attended: attended.clone() }),
                     doors: doors.clone(),
                     limits,
                     followers_refused: followers_refused.clone(),
@@ -564,7 +565,7 @@ impl StreamsEngine {
             rooms.push(worker);
             inboxes.push(inbox);
         }
-        let shards = Shards(inboxes.into());
+        let shards = Shards { rooms: inboxes.into(), attended };
         let desk = desk(shards.clone());
         subscribe(&*bus, &shards, flags, names.clone());
 
@@ -611,19 +612,20 @@ fn subscribe(bus: &dyn Bus, shards: &Shards, flags: Vec<Arc<AtomicBool>>, names:
                 if notice.deleted {
                     names.forget(notice.stream);
                 }
-                let at = shards.index(notice.stream);
-                match shards.0[at].try_data(Message::Notice(notice)) {
-                    Ok(()) => {}
-                    Err(Refused::Full(_)) => lose(at),
-                    Err(Refused::Ended(_)) => gone = true,
+                if let Some(at) = shards.interested(notice.stream) {
+                    match shards.rooms[at].try_data(Message::Notice(notice)) {
+                        Ok(()) => {}
+                        Err(Refused::Full(_)) => lose(at),
+                        Err(Refused::Ended(_)) => gone = true,
+                    }
                 }
             }
             BusEvent::Notice(_) => {}
             BusEvent::Dropped if crate::planted!("no new read after a drop marker") => {}
-            BusEvent::Dropped => (0..shards.0.len()).for_each(|at| {
+            BusEvent::Dropped => (0..shards.rooms.len()).for_each(|at| {
                 lose(at);
                 // Full: it will be awake in a moment by itself.
-                gone |= matches!(shards.0[at].try_data(Message::Wake), Err(Refused::Ended(_)));
+                gone |= matches!(shards.rooms[at].try_data(Message::Wake), Err(Refused::Ended(_)));
             }),
         }
         if gone { Delivery::Gone } else { Delivery::Taken }
@@ -958,10 +960,12 @@ impl Streams {
                     cancel: cancel.clone(),
                 };
                 // Before anybody else can hear of it: parts and questions of other replicas find the turn.
-                desk.shards.of(stream).try_data(Message::Begin(begin)).map_err(|refused| match refused {
-                    // The lease runs out by itself.
-                    Refused::Full(_) => StreamError::Full,
-                    Refused::Ended(_) => StreamError::Stopped,
+                desk.shards.of(stream).try_data(Message::Begin(Box::new(begin))).map_err(|refused| {
+                    match refused {
+                        // The lease runs out by itself.
+                        Refused::Full(_) => StreamError::Full,
+                        Refused::Ended(_) => StreamError::Stopped,
+                    }
                 })?;
                 if !claimed.again {
                     desk.announce(&claimed.change, None);
@@ -1072,7 +1076,7 @@ impl Streams {
                 then(answer);
             }
         }));
-        let message = Message::Errand(errand, stays);
+        let message = Message::Errand(Box::new(errand), stays);
         if let Err(error) = self.to_room(stream, message)
             && let Some(then) = take(&slot)
         {
@@ -1157,7 +1161,8 @@ impl Streams {
     ) -> Result<(), StreamError> {
         let FollowOptions { since, parts } = options;
         let Guest { visit, who } = guest;
-        self.to_room(stream, Message::Follow(Newcomer { id, stream, since, parts, tap, who, visit }))
+        let newcomer = Newcomer { id, stream, since, parts, tap, who, visit };
+        self.to_room(stream, Message::Follow(Box::new(newcomer)))
     }
 
     /// A follower's link, which belongs to somebody else, has sent a page of history.
@@ -1212,7 +1217,7 @@ impl Streams {
 
     /// Gives what goes on in the streams that are followed or produced on this replica, in no order.
     pub fn living_then(&self, then: impl FnOnce(Vec<Living>) + Send + 'static) {
-        let shards = &self.shared.shards.0;
+        let shards = &self.shared.shards.rooms;
         let gathered = Arc::new(rt::Lock::new((shards.len(), Vec::new(), Some(then))));
         for inbox in shards.iter() {
             let gather = {
@@ -1241,7 +1246,7 @@ impl Streams {
     pub fn drain(&self, wait: Duration) {
         let rt = &self.shared.rt;
         let (done, told) = rt.channel::<()>("drained", 1);
-        for inbox in self.shared.shards.0.iter() {
+        for inbox in self.shared.shards.rooms.iter() {
             // Full or ended: they hear of it when their links close.
             drop(inbox.control(Message::Drain(done.clone())));
         }

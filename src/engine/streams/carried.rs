@@ -161,7 +161,7 @@ impl Streams {
     fn hand_carried(&self, errand: Errand) {
         use crate::engine::worker::Refused;
         let inbox = self.shared.shards.of(errand.stream());
-        let (message, error) = match inbox.try_data(Message::Errand(errand, true)) {
+        let (message, error) = match inbox.try_data(Message::Errand(Box::new(errand), true)) {
             Ok(()) => return,
             Err(Refused::Full(message)) => (message, StreamError::Full),
             Err(Refused::Ended(message)) => (message, StreamError::Stopped),

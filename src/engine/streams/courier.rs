@@ -59,7 +59,7 @@ pub(super) enum Word {
     /// Carry this.
     Carry(Errand),
     /// Who runs a stream.
-    Found(Uuid, Result<Found<StreamRow>, StoreError>),
+    Found(Uuid, Box<Result<Found<StreamRow>, StoreError>>),
     /// Something happened on links.
     Links(LinkBatch),
 }
@@ -201,7 +201,7 @@ impl Courier {
             move |store| store.get(&Address::Id(stream)),
             move |found| {
                 // Its place is reserved: one question is out for each stream.
-                if let Err(Refused::Full(_)) = inbox.control(Word::Found(stream, found)) {
+                if let Err(Refused::Full(_)) = inbox.control(Word::Found(stream, Box::new(found))) {
                     log::error!("the courier has no place for the answer to its own question");
                 }
             },
@@ -556,7 +556,7 @@ impl Room for Courier {
         for word in inbox.drain(..) {
             match word {
                 Word::Carry(errand) => self.carry(now, errand),
-                Word::Found(stream, found) => self.found(now, stream, found),
+                Word::Found(stream, found) => self.found(now, stream, *found),
                 Word::Links(batch) => batch.into_iter().for_each(|event| self.heard(now, event)),
             }
         }

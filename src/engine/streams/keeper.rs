@@ -101,7 +101,7 @@ impl Room for Keeper {
             match report {
                 Report::Renewed(asked, Ok(held)) => {
                     let shards = &self.desk.shards;
-                    for (n, room) in shards.0.iter().enumerate() {
+                    for (n, room) in shards.rooms.iter().enumerate() {
                         let of_it = held.iter().filter(|held| shards.index(held.stream) == n);
                         let of_it: Arc<[Held]> = of_it.cloned().collect();
                         // Full: its turns hear of it the next time.

@@ -56,10 +56,11 @@ const READ_RETRY: Duration = Duration::from_millis(250);
 /// A hint that is newer than anything: it causes one read.
 const LOOK: (u32, u64) = (u32::MAX, u64::MAX);
 
-/// What the room is told.
+/// What the room is told. Large things are boxed: an inbox has a place for each message it may ever hold, as large
+/// as the largest of them.
 pub(super) enum Message {
     /// Somebody wants to follow.
-    Follow(Newcomer),
+    Follow(Box<Newcomer>),
     /// A follower is gone.
     Unfollow(FollowerId),
     /// A follower in this process has taken what waited for it.
@@ -73,13 +74,13 @@ pub(super) enum Message {
     /// A follow is to end, and its peer to be told why.
     End(FollowerId, Ended),
     /// A claim of this replica was written.
-    Begin(Begin),
+    Begin(Box<Begin>),
     /// Something asked of a turn, and whether it has to stay here if the turn does not run here.
-    Errand(Errand, bool),
+    Errand(Box<Errand>, bool),
     /// Somebody waits for the next message.
     Poll(Poll),
     /// Something was written by this replica.
-    Written(Change, Option<MessageRow>),
+    Written(Box<(Change, Option<MessageRow>)>),
     /// A stream is gone.
     Deleted(Uuid, Ended),
     /// What the store knows of a stream is not what this room knows.
@@ -87,7 +88,7 @@ pub(super) enum Message {
     /// Something was written somewhere.
     Notice(StreamNotice),
     /// A read has answered.
-    Read(Uuid, Answer),
+    Read(Uuid, Box<Answer>),
     /// The poll has answered; these were asked for.
     Polled(Vec<Uuid>, Result<Vec<Change>, StoreError>),
     /// These turns are still this replica's, as of the claims before this moment.
@@ -297,6 +298,8 @@ struct Entry {
     /// When the stream is next kept from running out, because it is in use.
     renew_at: Option<Moment>,
     followers: Vec<FollowerId>,
+    /// Those of them who stand in no crowd: whatever happens, only these are looked at one by one.
+    apart: Vec<FollowerId>,
     with_parts: Crowd,
     without: Crowd,
     /// What brings the parts of a turn that another replica runs.
@@ -329,6 +332,11 @@ impl Entry {
 
     fn holds(&mut self, fence: Fence) -> Option<&mut HeldTurn> {
         self.held.as_mut().filter(|held| held.turn == fence.turn && held.lease == fence.lease)
+    }
+
+    /// Those who can have something waiting for them in this process, and some others.
+    fn by_hand(&self) -> impl Iterator<Item = &FollowerId> {
+        self.apart.iter().chain(&self.with_parts.channels).chain(&self.without.channels)
     }
 
     fn crowd(&mut self, parts: bool) -> &mut Crowd {
@@ -406,7 +414,7 @@ impl StreamsRoom {
 
     fn handle(&mut self, now: Moment, message: Message) {
         match message {
-            Message::Follow(newcomer) => self.follow(newcomer),
+            Message::Follow(newcomer) => self.follow(*newcomer),
             Message::Unfollow(id) => self.unfollow(id),
             Message::Drained(id) => self.drained(now, id),
             Message::Passed(id) => self.passed(id),
@@ -417,13 +425,16 @@ impl StreamsRoom {
             }
             Message::End(id, why) => self.cut(id, why),
             Message::Poll(poll) => self.wait_for_news(poll),
-            Message::Begin(begin) => self.begin(now, begin),
-            Message::Errand(errand, stays) => self.errand(now, errand, stays),
-            Message::Written(change, message) => self.written(change, message),
+            Message::Begin(begin) => self.begin(now, *begin),
+            Message::Errand(errand, stays) => self.errand(now, *errand, stays),
+            Message::Written(written) => {
+                let (change, message) = *written;
+                self.written(change, message);
+            }
             Message::Deleted(stream, ended) => self.close_stream(stream, ended),
             Message::LookAgain(stream) => self.look_again(stream),
             Message::Notice(notice) => self.noticed(notice),
-            Message::Read(stream, answer) => self.read(now, stream, answer),
+            Message::Read(stream, answer) => self.read(now, stream, *answer),
             Message::Polled(asked, answer) => self.polled(now, &asked, answer),
             Message::Renewed(held, asked) => self.renewed(&held, asked),
             Message::Links(batch) => self.links(now, batch),
@@ -435,6 +446,14 @@ impl StreamsRoom {
             }
             Message::Wake => {}
         }
+    }
+
+    /// The entry of a stream; from here on this room is told what is written to it.
+    fn enter(&mut self, stream: Uuid) -> &mut Entry {
+        self.streams.entry(stream).or_insert_with(|| {
+            self.around.desk.shards.attended.enter(stream);
+            Entry::default()
+        })
     }
 
     // Followers come and go.
@@ -455,14 +474,16 @@ impl StreamsRoom {
         // Whoever begins anew has lost nothing by the cut, and may be somebody else.
         let back = matches!(since, Since::After(_)) && self.slow.takes(self.around.rt.now(), stream, who);
         let previous = back.then(|| Ended::Slow.name());
-        let entry = self.streams.entry(stream).or_default();
+        let entry = self.enter(stream);
         // Registered before anything is read for it: whatever happens from here on reaches it.
         entry.followers.push(id);
+        entry.apart.push(id);
+        let (read, count) = (entry.reads + 1, entry.followers.len());
         let cursor = match since {
             Since::Start | Since::Now => Cursor::default(),
             Since::After(token) => token.cursor,
         };
-        let step = Step::Opening { read: entry.reads + 1 };
+        let step = Step::Opening { read };
         let follower = Follower {
             stream,
             since,
@@ -480,7 +501,7 @@ impl StreamsRoom {
             visit,
         };
         self.followers.insert(id, follower);
-        let is_full = entry.followers.len() > self.around.limits.followers_max;
+        let is_full = count > self.around.limits.followers_max;
         self.touched.push(stream);
         if is_full {
             self.around.followers_refused.inc();
@@ -504,6 +525,8 @@ impl StreamsRoom {
                     }
                 }
             }
+        } else {
+            entry.apart.retain(|other| *other != id);
         }
         self.touched.push(follower.stream);
     }
@@ -656,7 +679,7 @@ impl StreamsRoom {
     fn begin(&mut self, now: Moment, begin: Begin) {
         let Begin { change, turn, lease, cancel } = begin;
         let stream = change.stream;
-        let entry = self.streams.entry(stream).or_default();
+        let entry = self.enter(stream);
         let until = change.state.status.run().map_or(Wall(0), |run| run.until);
         let held = HeldTurn { turn, lease, cancel, begun: now, heard: now, until };
         // Claimed again under the same key: the turn is there, with its parts.
@@ -916,6 +939,10 @@ impl StreamsRoom {
             return self.look_again(notice.stream);
         }
         let Some(entry) = self.streams.get_mut(&notice.stream) else { return };
+        if entry.view.as_ref().is_some_and(|view| !view.lags(notice.generation, notice.pos)) {
+            // What was written here was told here first.
+            return;
+        }
         entry.hinted = entry.hinted.max((notice.generation, notice.pos));
         self.touched.push(notice.stream);
     }
@@ -991,7 +1018,7 @@ impl StreamsRoom {
             move |store| store.catch_up(&Address::Id(stream), read),
             move |page| {
                 let answer = Answer { no, after, history: upto.is_some(), page };
-                answered(&inbox, Message::Read(stream, answer));
+                answered(&inbox, Message::Read(stream, Box::new(answer)));
             },
         );
     }
@@ -1043,10 +1070,9 @@ impl StreamsRoom {
         let Some(entry) = self.streams.get(&stream) else { return };
         let Some(view) = &entry.view else { return };
         let mut cut = Vec::new();
-        for id in &entry.followers {
+        for id in &entry.apart {
             let follower = self.followers.get_mut(id).expect("a follower of an entry exists");
             let stands_here = matches!(follower.step, Step::Snapshot(_) | Step::Live)
-                && !follower.joined
                 && follower.cursor.generation == view.generation()
                 && (after..upto).contains(&follower.cursor.pos);
             if !stands_here || !follower.has_credit() {
@@ -1109,7 +1135,7 @@ impl StreamsRoom {
         let Some(entry) = self.streams.get(&stream) else { return };
         let Some(view) = &entry.view else { return };
         let mut cut = Vec::new();
-        for id in &entry.followers {
+        for id in &entry.apart {
             let follower = self.followers.get_mut(id).expect("a follower of an entry exists");
             let Step::Opening { read: needed } = follower.step else { continue };
             let came = follower.cursor;
@@ -1181,7 +1207,7 @@ impl StreamsRoom {
                 continue;
             }
             if crowd.cursor.generation != view.generation() {
-                scatter(crowd, &entry.followers, parts, &mut self.followers);
+                scatter(crowd, &entry.followers, parts, &mut self.followers, &mut entry.apart);
                 continue;
             }
             self.events.clear();
@@ -1219,9 +1245,9 @@ impl StreamsRoom {
         let Some(view) = &entry.view else { return };
         let hint = self.around.cursor();
         let mut cut = Vec::new();
-        for id in &entry.followers {
+        for id in &entry.apart {
             let follower = self.followers.get_mut(id).expect("a follower of an entry exists");
-            if follower.joined || matches!(follower.step, Step::Opening { .. }) {
+            if matches!(follower.step, Step::Opening { .. }) {
                 continue;
             }
             self.events.clear();
@@ -1273,6 +1299,7 @@ impl StreamsRoom {
                 cut.push((*id, told));
             }
         }
+        entry.apart.retain(|id| !self.followers[id].joined);
         self.cut_all(cut);
     }
 
@@ -1298,6 +1325,7 @@ impl StreamsRoom {
         }
         if entry.is_idle() {
             self.streams.remove(&stream);
+            self.around.desk.shards.attended.leave(stream);
         } else if let Some(next) = next {
             entry.alarm = Some(next);
             self.alarms.insert((next, stream));
@@ -1375,13 +1403,15 @@ impl StreamsRoom {
             return self.ask_read(stream, after.min(i64::MAX as u64), None);
         };
         let waits = |id: &&FollowerId| matches!(self.followers[*id].step, Step::Opening { .. });
-        if view.lags(entry.hinted.0, entry.hinted.1) || entry.followers.iter().any(|id| waits(&id)) {
+        if view.lags(entry.hinted.0, entry.hinted.1) || entry.apart.iter().any(|id| waits(&id)) {
             let after = view.shown();
             return self.ask_read(stream, after, None);
         }
-        let behind = entry.followers.iter().map(|id| &self.followers[id]).filter(|follower| {
-            !follower.joined && follower.has_credit() && !view.has_history_after(follower.cursor.pos)
-        });
+        let behind = entry
+            .apart
+            .iter()
+            .map(|id| &self.followers[id])
+            .filter(|follower| follower.has_credit() && !view.has_history_after(follower.cursor.pos));
         if let Some(after) = behind.map(|follower| follower.cursor.pos).min() {
             let upto = view.shown();
             self.ask_read(stream, after, Some(upto));
@@ -1400,7 +1430,7 @@ impl StreamsRoom {
         if entry.read_at > now {
             next = Moment::earliest(next, Some(entry.read_at));
         }
-        for id in &entry.followers {
+        for id in entry.by_hand() {
             if let Tap::Channel(channel) = &self.followers[id].tap {
                 next = Moment::earliest(next, channel.deadline(now));
             }
@@ -1416,10 +1446,10 @@ impl StreamsRoom {
             self.alarms.pop_first();
             let Some(entry) = self.streams.get_mut(&stream) else { continue };
             entry.alarm = None;
-            for id in entry.followers.clone() {
-                if matches!(&self.followers[&id].tap, Tap::Channel(channel) if channel.is_behind()) {
-                    self.drained(now, id);
-                }
+            let is_behind = |id: &&FollowerId| matches!(&self.followers[*id].tap, Tap::Channel(channel) if channel.is_behind());
+            let behind: Vec<FollowerId> = entry.by_hand().filter(is_behind).copied().collect();
+            for id in behind {
+                self.drained(now, id);
             }
             self.touched.push(stream);
         }
@@ -1439,6 +1469,7 @@ fn scatter(
     followers: &[FollowerId],
     parts: bool,
     all: &mut HashMap<FollowerId, Follower, rt::Hasher>,
+    apart: &mut Vec<FollowerId>,
 ) {
     for id in followers {
         let follower = all.get_mut(id).expect("a follower of an entry exists");
@@ -1446,6 +1477,7 @@ fn scatter(
             continue;
         }
         follower.joined = false;
+        apart.push(*id);
         follower.cursor = crowd.cursor;
         if let Tap::Link { link, format, .. } = &follower.tap
             && let Some(group) = crowd.group(*format)
@@ -1518,6 +1550,7 @@ impl Room for StreamsRoom {
         for id in all {
             self.cut(id, Ended::Stopped);
         }
+        self.around.desk.shards.attended.close();
         for entry in self.streams.values_mut() {
             if let Some(held) = &entry.held {
                 held.cancel.cancel();

@@ -646,3 +646,25 @@ fn names_are_checked_before_anything_is_made() {
     assert!(check_name(&"a".repeat(200)).is_ok());
     assert!(check_name(&"a".repeat(201)).is_err());
 }
+
+#[test]
+fn a_place_in_a_rooms_inbox_is_small() {
+    // There are twenty thousand of them for each room, whether or not anything ever waits.
+    assert!(size_of::<Message>() <= 96, "{} bytes", size_of::<Message>());
+}
+
+#[test]
+fn only_rooms_that_have_something_of_a_stream_are_told_of_it() {
+    let attended = Arc::new(Attended::default());
+    let shards = Shards { rooms: Vec::new().into(), attended: attended.clone() };
+    let (one, other) = (Uuid::from_u128(1 << 16), Uuid::from_u128(2 << 16));
+    let told = |stream| shards.attended.may_have(stream);
+    attended.enter(one);
+    attended.enter(one);
+    attended.leave(one);
+    assert_eq!((told(one), told(other)), (true, false));
+    attended.leave(one);
+    assert!(!told(one));
+    attended.close();
+    assert!(told(one) && told(other), "who tells a room that has ended is to hear so");
+}

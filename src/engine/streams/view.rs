@@ -233,8 +233,12 @@ impl View {
 
     /// Every message after `pos`, if they are in memory.
     pub(super) fn recent_after(&self, pos: u64) -> Option<Vec<Arc<MessageRow>>> {
-        let rows = || self.recent.iter().filter(|row| row.pos > pos).cloned().collect();
-        self.has_history_after(pos).then(rows)
+        self.has_history_after(pos).then(|| self.after(pos).cloned().collect())
+    }
+
+    /// What is in memory of what comes after `pos`.
+    fn after(&self, pos: u64) -> impl Iterator<Item = &Arc<MessageRow>> {
+        self.recent.range(self.recent.partition_point(|row| row.pos <= pos)..)
     }
 
     /// Whether every message after `pos` is in memory.
@@ -256,8 +260,7 @@ impl View {
         if !self.has_history_after(cursor.pos) {
             return Brought::NeedsHistory;
         }
-        let from = cursor.pos;
-        let messages = self.recent.iter().filter(|row| row.pos > from);
+        let messages = self.after(cursor.pos);
         match stage {
             Stage::Snapshot(greeted) => {
                 for row in messages {

@@ -4,6 +4,7 @@
 //! not wait for the notice to come round. Whoever asked is answered last.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use uuid::Uuid;
 
@@ -22,20 +23,68 @@ use crate::store::{StoreError, StreamStore};
 use super::StreamError;
 use super::room::{Message, Then};
 
+/// Which streams have something in a room: a count for each of so many sets of them. What is written to a
+/// stream of an empty set is told to no room, which would only wake to find that nobody is there.
+///
+/// Whoever enters a stream here does so before it reads the store, and whoever writes looks here after it has
+/// committed: either the room is told, or its read finds what was written.
+pub(super) struct Attended([AtomicU32; 1_024]);
+
+impl Default for Attended {
+    fn default() -> Attended {
+        Attended(std::array::from_fn(|_| AtomicU32::new(0)))
+    }
+}
+
+impl Attended {
+    fn of(&self, stream: Uuid) -> &AtomicU32 {
+        let (high, low) = stream.as_u64_pair();
+        &self.0[((high ^ low) >> 16) as usize % self.0.len()]
+    }
+
+    pub(super) fn enter(&self, stream: Uuid) {
+        self.of(stream).fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn leave(&self, stream: Uuid) {
+        self.of(stream).fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// A room has ended: whoever tells it anything from here on is to hear so.
+    pub(super) fn close(&self) {
+        for set in &self.0 {
+            set.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// False says that no room has anything of this stream.
+    pub(super) fn may_have(&self, stream: Uuid) -> bool {
+        self.of(stream).load(Ordering::SeqCst) > 0
+    }
+}
+
 /// The way to the rooms of all shards.
 #[derive(Clone)]
-pub(super) struct Shards(pub Arc<[Inbox<Message>]>);
+pub(super) struct Shards {
+    pub(super) rooms: Arc<[Inbox<Message>]>,
+    pub(super) attended: Arc<Attended>,
+}
 
 impl Shards {
+    /// The room to tell of a change of a stream; none if it has nothing of it.
+    pub(super) fn interested(&self, stream: Uuid) -> Option<usize> {
+        self.attended.may_have(stream).then(|| self.index(stream))
+    }
+
     /// The room a stream belongs to.
     pub(super) fn of(&self, stream: Uuid) -> &Inbox<Message> {
-        &self.0[self.index(stream)]
+        &self.rooms[self.index(stream)]
     }
 
     /// Which one that is.
     pub(super) fn index(&self, stream: Uuid) -> usize {
         let (high, low) = stream.as_u64_pair();
-        ((high ^ low) % self.0.len() as u64) as usize
+        ((high ^ low) % self.rooms.len() as u64) as usize
     }
 
     /// Tells a stream's room what was written. A room that has no place for it learns of it from the notice
@@ -86,7 +135,9 @@ impl Desk {
 
     /// Lets everybody know, here first.
     pub(super) fn announce(&self, change: &Change, message: Option<MessageRow>) {
-        self.shards.tell(change.stream, Message::Written(change.clone(), message));
+        if self.shards.interested(change.stream).is_some() {
+            self.shards.tell(change.stream, Message::Written(Box::new((change.clone(), message))));
+        }
         if crate::planted!("notice before the commit") {
             return;
         }

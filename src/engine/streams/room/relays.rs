@@ -291,7 +291,8 @@ impl StreamsRoom {
             return;
         };
         let state = &view.row.state;
-        let wanted_here = entry.followers.iter().any(|id| self.followers[id].parts)
+        let wanted_here = !entry.with_parts.is_empty()
+            || entry.apart.iter().any(|id| self.followers[id].parts)
             || entry.readers.iter().any(|read| read.turn == state.turn_no);
         let worker = state.status.worker().filter(|worker| *worker != replica && wanted_here);
         let (turn_no, folded_to) = (state.turn_no, view.row.turn_folded_to);
@@ -510,7 +511,7 @@ impl StreamsRoom {
     pub(super) fn serve(&mut self, now: Moment, stream: Uuid, tag: u64, link: LinkHandle) {
         let labels = [("stream_id", &*stream.to_string()), ("via", "relay_in")];
         let visit = self.around.visits.follower(&Caller::default(), &labels);
-        let entry = self.streams.entry(stream).or_default();
+        let entry = self.enter(stream);
         entry.served.push(Served { tag, link, turn: 0, sent: 0, told_end: false, heard: now, visit });
         self.relays.serves.insert(tag, stream);
         self.relays.figures.serves.inc();

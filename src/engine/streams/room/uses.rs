@@ -46,7 +46,7 @@ impl Surroundings {
 impl StreamsRoom {
     pub(super) fn wait_for_news(&mut self, poll: Poll) {
         let stream = poll.stream;
-        self.streams.entry(stream).or_default().polls.push(poll);
+        self.enter(stream).polls.push(poll);
         self.touched.push(stream);
     }
 
