@@ -15,11 +15,12 @@ mod pipes;
 mod relay;
 mod rt;
 mod sessions;
+mod streams;
 
 use pairs::Bench;
 
 fn main() {
-    if fanout::play() || herd::play() {
+    if fanout::play() || herd::play() || streams::play() {
         return;
     }
     let mut bench = Bench::from_environment();
@@ -28,6 +29,7 @@ fn main() {
     sessions::run(&mut bench);
     herd::run(&mut bench);
     relay::run(&mut bench);
+    streams::run(&mut bench);
     pipes::run(&mut bench);
     fanout::run(&mut bench);
     bench.finish();

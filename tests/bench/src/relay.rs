@@ -1,7 +1,7 @@
-//! From a part to its follower: on the same replica, and on another, against the same hops bare.
+//! From a part to its follower: on the same replica, and on another, as latencies that have goals; the same hops
+//! bare are printed beside them.
 //!
-//! One at a time, so that the rate is one over the latency. The rate in the table is the mean; the median and the
-//! 99th percentile of each round are printed as they come.
+//! One at a time. What is in the table is one over the latency.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -32,47 +32,49 @@ const PART: &str = "\"a word or two of what a model says\"";
 type Replica = (StreamsEngine, ReplicasEngine, Running);
 
 pub(crate) fn run(bench: &mut Bench) {
-    for (case, across) in [
-        (
-            Case { name: "streams/part-here", floor: "a channel there and back", unit: "parts", goal: 0.5 },
-            false,
-        ),
-        (
-            Case {
-                name: "streams/part-across",
-                floor: "channels and loopback TCP",
-                unit: "parts",
-                goal: 0.5,
-            },
-            true,
-        ),
+    for (name, floor, across, share, goal) in [
+        ("streams/part-here-p50", "60 µs", false, 50, 60e-6),
+        ("streams/part-here-p99", "300 µs", false, 99, 300e-6),
+        ("streams/part-across-p50", "150 µs", true, 50, 150e-6),
     ] {
-        if !bench.wants(case.name) {
-            continue;
-        }
-        bench.pair(&case, || floor(across), || ours(across));
+        let case = Case { name, floor, unit: "parts", goal: 1.0 };
+        bench.pair(
+            &case,
+            || Sample::recorded(1.0 / goal),
+            || {
+                let (bare, ours) = (floor_of(across), ours(across));
+                eprintln!(
+                    "    {name}: p50 {:?}  p99 {:?}; bare p50 {:?}  p99 {:?}",
+                    at(&ours, 50),
+                    at(&ours, 99),
+                    at(&bare, 50),
+                    at(&bare, 99)
+                );
+                Sample::recorded(1.0 / at(&ours, share).as_secs_f64())
+            },
+        );
     }
 }
 
-fn timed(mut once: impl FnMut()) -> Sample {
+/// How long each of many took, the shortest first.
+fn timed(mut once: impl FnMut()) -> Vec<Duration> {
     let mut took: Vec<Duration> = Vec::with_capacity(PARTS as usize);
-    let sample = Sample::take(|| {
-        for _ in 0..PARTS {
-            let began = Instant::now();
-            once();
-            took.push(began.elapsed());
-        }
-        PARTS
-    });
+    for _ in 0..PARTS {
+        let began = Instant::now();
+        once();
+        took.push(began.elapsed());
+    }
     took.sort_unstable();
-    let at = |share: usize| took[took.len() * share / 100];
-    eprintln!("    p50 {:?}  p99 {:?}", at(50), at(99));
-    sample
+    took
+}
+
+fn at(took: &[Duration], share: usize) -> Duration {
+    took[took.len() * share / 100]
 }
 
 /// The threads that a part crosses, with nothing in them: the room, and across replicas the I/O thread of the
 /// link, the socket, the I/O thread of the other side and its room.
-fn floor(across: bool) -> Sample {
+fn floor_of(across: bool) -> Vec<Duration> {
     let (to_room, room) = bare::bounded::<()>(16);
     let (to_follower, follower) = bare::bounded::<()>(16);
     let mut threads = Vec::new();
@@ -103,13 +105,13 @@ fn floor(across: bool) -> Sample {
             room.iter().for_each(|()| to_follower.send(()).expect("it goes on"))
         }));
     }
-    let sample = timed(|| {
+    let took = timed(|| {
         to_room.send(()).expect("it goes on");
         follower.recv().expect("it comes");
     });
     drop(to_room);
     threads.into_iter().for_each(|thread| thread.join().expect("it ended"));
-    sample
+    took
 }
 
 fn replica(rt: &Rt, stores: &Arc<dyn Stores>, bus: &Arc<dyn Bus>) -> Replica {
@@ -142,7 +144,7 @@ fn next_part(follow: &mut Follow) {
     }
 }
 
-fn ours(across: bool) -> Sample {
+fn ours(across: bool) -> Vec<Duration> {
     let rt = Rt::real();
     let wall = rt.clone();
     let fresh = Identity { store: rt.uuid_v4(), epoch: rt.uuid_v4() };
