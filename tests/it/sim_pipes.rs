@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use towpath::client::pipe::State;
 use towpath::client::pipe::backed::{Backed, Link, Side};
+use towpath::codec::pipe::{Decoder, Piece, encode_control};
 use towpath::rt::{Lock, Rt, Sender};
-use towpath::state::pipe::Ending;
+use towpath::state::pipe::{Control, Ending};
 use towpath::testing::{Sweep, Test};
 
 /// One direction of a connection in memory.
@@ -121,6 +122,13 @@ impl Write for Socket {
     }
 }
 
+/// Both ends of a connection that breaks after so many bytes each way.
+fn connection(rt: &Rt, up: usize, down: usize) -> (Socket, Socket) {
+    let (up, down) = (Wire::new(rt, up), Wire::new(rt, down));
+    let mine = Socket { inbound: up.clone(), outbound: down.clone() };
+    (mine, Socket { inbound: down, outbound: up })
+}
+
 /// Where both ends make their connections.
 struct Meeting {
     rt: Rt,
@@ -139,9 +147,7 @@ impl Meeting {
         let (tell, told) = self.rt.channel("meeting", 1);
         if let Some(other) = self.sit(side, recv, tell) {
             let (up, down) = self.lives.lock().pop().unwrap_or((usize::MAX, usize::MAX));
-            let (up, down) = (Wire::new(&self.rt, up), Wire::new(&self.rt, down));
-            let mine = Socket { inbound: up.clone(), outbound: down.clone() };
-            let theirs = Socket { inbound: down, outbound: up };
+            let (mine, theirs) = connection(&self.rt, up, down);
             let left = || io::Error::new(io::ErrorKind::TimedOut, "it has left again");
             other.tell.try_send((theirs, recv)).map_err(|_| left())?;
             return Ok((mine, other.recv));
@@ -238,6 +244,149 @@ fn sim_two_full_windows_and_breaks_do_not_wait_for_each_other() {
             assert!(at_server == up && at_client == down, "{} and {}", at_server.len(), at_client.len());
             Ok::<(), towpath::Error>(())
         });
+    swept.assert_ok();
+}
+
+/// The other end of a pipe, frame by frame.
+struct Peer {
+    socket: Socket,
+    decoder: Decoder,
+    heard: VecDeque<Control>,
+}
+
+impl Peer {
+    fn new(socket: Socket) -> Peer {
+        Peer { socket, decoder: Decoder::new(), heard: VecDeque::new() }
+    }
+
+    fn say(&mut self, control: &Control) {
+        let mut bytes = Vec::new();
+        encode_control(control, &mut bytes);
+        self.socket.write_all(&bytes).expect("it takes them");
+    }
+
+    /// Reads until such a frame comes; false if the connection ends before.
+    fn hears(&mut self, wanted: impl Fn(&Control) -> bool) -> bool {
+        loop {
+            while let Some(control) = self.heard.pop_front() {
+                if wanted(&control) {
+                    return true;
+                }
+            }
+            let mut buffer = [0; 100];
+            let count = self.socket.read(&mut buffer).expect("it is read");
+            if count == 0 {
+                return false;
+            }
+            controls(&mut self.decoder, &buffer[..count], &mut self.heard);
+        }
+    }
+}
+
+fn controls(decoder: &mut Decoder, mut bytes: &[u8], heard: &mut VecDeque<Control>) {
+    while let Some(piece) = decoder.next(&mut bytes).expect("frames") {
+        if let Piece::Control(control) = piece {
+            heard.push_back(control);
+        }
+    }
+}
+
+fn nobody() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionRefused, "nobody is there")
+}
+
+const LIMIT: u64 = 64 << 10;
+
+/// The goodbye of an end that has gone was on a connection that broke: whoever waits for it has everything,
+/// and goes after a while.
+#[test]
+fn sim_an_end_that_is_done_does_not_wait_for_ever_for_a_goodbye() {
+    let name = "sim_an_end_that_is_done_does_not_wait_for_ever_for_a_goodbye";
+    let swept = Sweep::new(name, 20).run(|t: &Test| {
+        let rt = t.rt();
+        let (ours, theirs) = connection(&rt, usize::MAX, usize::MAX);
+        let mut first = Some(ours);
+        let pipe = Backed::new(&rt, Side::Server, LIMIT, move |_| match first.take() {
+            Some(socket) => Ok((socket.link(), 0)),
+            None => Err(nobody()),
+        })?;
+        pipe.connect().expect("the first one is there");
+        pipe.shutdown();
+        let mut peer = Peer::new(theirs);
+        peer.say(&Control::Ack { recv: 0, limit: LIMIT });
+        peer.say(&Control::Fin { off: 0 });
+        assert!(peer.hears(|control| *control == Control::Fin { off: 0 }));
+        peer.say(&Control::Ack { recv: 1, limit: LIMIT });
+        peer.say(&Control::Ping { token: 7 });
+        assert!(peer.hears(|control| matches!(control, Control::Pong { token: 7, recv: 1, .. })));
+        let since = rt.now();
+        peer.socket.end();
+        let over = pipe.wait_over(Some(Duration::from_secs(120))).expect("it does not wait for ever");
+        assert_eq!(over.code, Ending::Eof);
+        assert!(rt.now().since(since) >= Duration::from_secs(30), "a goodbye would have had its time");
+        pipe.close().expect("everything arrived");
+        Ok::<(), towpath::Error>(())
+    });
+    swept.assert_ok();
+}
+
+/// Breaks the connection instead of writing a goodbye.
+struct NoGoodbye {
+    socket: Socket,
+    decoder: Decoder,
+}
+
+impl Write for NoGoodbye {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut controls_in_it = VecDeque::new();
+        controls(&mut self.decoder, bytes, &mut controls_in_it);
+        if controls_in_it.iter().any(|control| matches!(control, Control::Reset(_))) {
+            self.socket.end();
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.socket.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A connection that ends while the goodbye is being written is not one on which it was heard.
+#[test]
+fn sim_a_goodbye_that_did_not_leave_is_said_again() {
+    let swept = Sweep::new("sim_a_goodbye_that_did_not_leave_is_said_again", 40).run(|t: &Test| {
+        let rt = t.rt();
+        let (ours, theirs) = connection(&rt, usize::MAX, usize::MAX);
+        let (again, there) = connection(&rt, usize::MAX, usize::MAX);
+        let (reader, closer) = (ours.clone(), ours.clone());
+        let writer = NoGoodbye { socket: ours, decoder: Decoder::new() };
+        let mut links =
+            [(Link::new(reader, writer, move || closer.end()), 0), (again.link(), 1)].into_iter();
+        let pipe = Backed::new(&rt, Side::Client, LIMIT, move |_| links.next().ok_or_else(nobody))?;
+        pipe.connect().expect("the first one is there");
+        pipe.shutdown();
+        let mut peer = Peer::new(theirs);
+        peer.say(&Control::Ack { recv: 0, limit: LIMIT });
+        peer.say(&Control::Fin { off: 0 });
+        assert!(peer.hears(|control| *control == Control::Fin { off: 0 }));
+        peer.say(&Control::Ack { recv: 1, limit: LIMIT });
+        assert!(!peer.hears(|control| matches!(control, Control::Reset(_))), "it never leaves");
+        let mut peer = Peer::new(there);
+        let goodbye = |control: &Control| matches!(control, Control::Reset(end) if end.code == Ending::Eof);
+        let listening = rt.spawn("peer", move || {
+            let heard = peer.hears(goodbye);
+            peer.socket.end();
+            heard
+        })?;
+        let over = pipe.wait_over(Some(Duration::from_secs(60))).expect("both directions ended");
+        assert_eq!(over.code, Ending::Eof);
+        pipe.close().expect("that is a good end");
+        drop(pipe);
+        assert!(listening.join().expect("no panic"), "the goodbye came");
+        Ok::<(), towpath::Error>(())
+    });
     swept.assert_ok();
 }
 

@@ -75,6 +75,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long the other end has to close the connection after the last word.
 const GOODBYE_WAIT: Duration = Duration::from_secs(5);
+/// How long an end that has and gave everything, and only waits for the goodbye, tries to be reached.
+const LINGER: Duration = Duration::from_secs(30);
 
 /// One connection: its two directions, and what ends both, so that whoever waits in them is woken.
 pub struct Link {
@@ -154,8 +156,9 @@ struct Core {
     dial: Dial,
     backoff: Backoff,
     draws: u64,
-    /// What was received and what was acknowledged when the connection began.
-    began: (u64, u64),
+    /// What was received and what was acknowledged when a connection was last lost, and when that was.
+    stood: (u64, u64),
+    lost_at: Option<Moment>,
     /// Whether there ever was a connection: from then on losses are healed by themselves.
     was_connected: bool,
     /// By when the other end has to close the connection after the last word.
@@ -283,8 +286,10 @@ impl Core {
         self.goodbye_by = None;
         log::debug!("pipes: a connection was lost: {}", why.text);
         self.trouble.get_or_insert(why);
-        if self.stand() != self.began {
-            // However often the path is cut: as long as each connection gets the pipe further, there is
+        self.lost_at = Some(now);
+        let stand = self.stand();
+        if std::mem::replace(&mut self.stood, stand) != stand {
+            // However often the path is cut: as long as the pipe gets further between two losses, there is
             // nothing to be patient about.
             self.backoff.forget();
         }
@@ -399,7 +404,8 @@ impl Backed {
             dial: Dial::Rest,
             backoff: Backoff::new(REDIAL),
             draws: rt.rand("backed").next_u64(),
-            began: (0, 0),
+            stood: (0, 0),
+            lost_at: None,
             was_connected: false,
             goodbye_by: None,
             trouble: None,
@@ -655,6 +661,11 @@ fn connected(core: &mut Core, now: Moment, epoch: u64, made: io::Result<(Link, u
             match core.pipe.ending().cloned() {
                 // Only the last word was missing, and nobody is there to hear it.
                 Some(end) => core.end(end),
+                // Both directions are through, and the other end knows. It would have said goodbye; it has
+                // done so on a connection that broke, and has gone.
+                None if core.pipe.is_done() && core.lost_at.is_some_and(|at| at + LINGER <= now) => {
+                    core.end(End::new(Ending::Eof, ""));
+                }
                 None if core.was_connected => core.redial(now),
                 None => {}
             }
@@ -674,7 +685,7 @@ fn connected(core: &mut Core, now: Moment, epoch: u64, made: io::Result<(Link, u
         core.end(End::new(Ending::Protocol, violation.to_string()));
         return None;
     }
-    core.began = core.stand();
+    core.lost_at = None;
     core.link = Some(close);
     core.outbox = Outbox::new();
     core.decoder = Decoder::new();
@@ -707,14 +718,23 @@ fn read_all(inner: &Inner, epoch: u64, mut reader: impl Read) {
         // Woken by bytes, or by whoever closes the connection.
         match reader.read(&mut buffer) {
             Ok(0) => {
-                return inner.change(|core, now| {
-                    if core.bears(epoch) && core.pipe.goodbye_sent() {
-                        core.pipe.closed_after_goodbye(&mut core.pool);
-                        core.settle();
-                    } else if core.bears(epoch) {
+                return inner.look(|core, now| {
+                    if !core.bears(epoch) {
+                        return Look::Go(());
+                    }
+                    if !core.pipe.goodbye_sent() {
                         let text = "the other end closed the connection".to_owned();
                         core.lose(now, Trouble { kind: io::ErrorKind::UnexpectedEof, text });
+                        return Look::Go(());
                     }
+                    if core.writing {
+                        // The last word may not have left: the writer will know. Whoever looks after the
+                        // goodbye ends a write that is stuck.
+                        return Look::Wait(None);
+                    }
+                    core.pipe.closed_after_goodbye(&mut core.pool);
+                    core.settle();
+                    Look::Go(())
                 });
             }
             Ok(count) => {
