@@ -141,6 +141,8 @@ struct Live {
     /// What the heap of alarms will wake it for.
     alarm: Option<Moment>,
     detached_at: Option<Moment>,
+    /// What was received and what was acknowledged when a carrier was last lost.
+    stood: (u64, u64),
     /// By when the peer has to close the carrier after the last word.
     goodbye_by: Option<Moment>,
     /// Since when nobody holds a handle of it.
@@ -165,8 +167,6 @@ struct Bearer {
     /// A replacement has made its proof: nothing is taken from here and nothing sent any more.
     still: bool,
     peer: CarrierPeer,
-    /// What was received and what was acknowledged when it began.
-    began: (u64, u64),
     since: Moment,
 }
 
@@ -461,7 +461,15 @@ impl Shard {
                     && let Some(mut live) = self.take_live(slot)
                 {
                     self.lose(now, slot, &mut live, "somebody wants another one");
+                    if let Role::Client(client) = &mut live.role {
+                        // Whoever asks knows better than our patience.
+                        client.backoff.forget();
+                        if client.redial_at.is_some() {
+                            client.redial_at = Some(now);
+                        }
+                    }
                     self.settle(now, slot, live);
+                    self.again.push(slot);
                 }
             }
             Order::Drain { deadline } => self.drain(now, deadline),

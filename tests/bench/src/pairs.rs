@@ -76,9 +76,10 @@ impl Bench {
         Bench { wanted, pairs, rows: Vec::new(), short: Vec::new(), check }
     }
 
-    /// Whether a case of this name is asked for; ask before preparing what is costly.
+    /// Whether a case of this name, or a part it is in, is asked for; ask before preparing what is costly.
     pub(crate) fn wants(&self, name: &str) -> bool {
-        self.wanted.as_deref().is_none_or(|wanted| name.contains(wanted))
+        let part = |wanted: &str| wanted.strip_prefix(name).is_some_and(|case| case.starts_with('/'));
+        self.wanted.as_deref().is_none_or(|wanted| name.contains(wanted) || part(wanted))
     }
 
     /// Runs both sides in turn, once to warm up and then pair by pair. A case during which the

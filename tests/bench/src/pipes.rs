@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use towpath::client::pipe::{Incoming, Pipe, PipeListener, State};
 use towpath::engine::pipes::dial::Plain;
 use towpath::engine::pipes::http::{HttpDialer, Transport};
-use towpath::engine::pipes::{Accepted, Mode, Pipes, Plan, Server, Settings};
+use towpath::engine::pipes::{self, Accepted, Mode, Pipes, Plan, Server, Settings};
 use towpath::front::{self, Router};
 use towpath::rt::{Receiver, Rt};
 use towpath::wire::{IoThreads, Limits, Listener, Running};
@@ -107,7 +107,10 @@ pub(crate) fn run(bench: &mut Bench) {
         return;
     }
     let rt = Rt::real();
-    let listener = PipeListener::bind(&rt, "127.0.0.1:0").expect("a port");
+    // One principal opens the whole crowd, and loses all of it at once.
+    let limits = pipes::Limits { pipes: 2 * CROWD, detached: 2 * CROWD, new_per_second: 2 * CROWD as u32 };
+    let settings = Settings { limits, ..Settings::default() };
+    let listener = PipeListener::bind_with(&rt, "127.0.0.1:0", settings, None).expect("a port");
     let url = format!("tcp://{}", listener.address());
     let pair = || {
         let ours = Pipe::connect(&rt, &url, "bench").expect("it listens");

@@ -41,7 +41,7 @@ impl Shard {
         let read = bearer.carrier.read(&mut buffer);
         let count = match read {
             Ok(0) => {
-                if live.pipe.goodbye_sent() {
+                if live.pipe.goodbye_sent() && bearer.outbox.is_empty() && !bearer.carrier.has_more() {
                     live.pipe.closed_after_goodbye(&mut self.pool);
                     if let Some(bearer) = live.bearer.take() {
                         self.drop_bearer(bearer);
@@ -258,7 +258,7 @@ impl Shard {
     pub(super) fn lose(&mut self, now: Moment, _slot: usize, live: &mut Live, why: &str) {
         let Some(bearer) = live.bearer.take() else { return };
         live.pipe.detach(bearer.epoch);
-        let was_of_use = bearer.was_of_use(&live.pipe);
+        let got_further = live.got_further();
         self.drop_bearer(bearer);
         live.detached_at = Some(now);
         live.goodbye_by = None;
@@ -282,9 +282,9 @@ impl Shard {
                 if let Some(cancel) = client.cancel.take() {
                     cancel.cancel();
                 }
-                if was_of_use {
-                    // However often the path is cut: as long as each carrier gets the pipe further, there
-                    // is nothing to be patient about.
+                if got_further {
+                    // However often the path is cut: as long as the pipe gets further between two losses,
+                    // there is nothing to be patient about.
                     client.backoff.forget();
                 }
                 client.redial_at = Some(match client.backoff.failed(now, draw) {

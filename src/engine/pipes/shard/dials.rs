@@ -24,6 +24,7 @@ impl Shard {
             role: Role::Client(Box::new(opening.client)),
             alarm: None,
             detached_at: None,
+            stood: (0, 0),
             goodbye_by: None,
             dropped_at: None,
             born: self.rt.wall(),

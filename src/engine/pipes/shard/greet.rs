@@ -336,6 +336,7 @@ impl Shard {
             role: Role::Server(server),
             alarm: None,
             detached_at: None,
+            stood: (0, 0),
             goodbye_by: None,
             dropped_at: None,
             born: self.rt.wall(),

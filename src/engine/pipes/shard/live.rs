@@ -26,14 +26,8 @@ impl Bearer {
             writable: true,
             still: false,
             peer,
-            began: (pipe.received(), pipe.written().1),
             since: now,
         }
-    }
-
-    /// Whether the pipe got further with it.
-    pub(super) fn was_of_use(&self, pipe: &Pipe) -> bool {
-        pipe.received() > self.began.0 || pipe.written().1 > self.began.1
     }
 }
 
@@ -56,6 +50,13 @@ impl Local {
 }
 
 impl Live {
+    /// A carrier was lost: whether the pipe got further since the last time. What a carrier brought may be
+    /// acknowledged in the handshake of the next.
+    pub(super) fn got_further(&mut self) -> bool {
+        let stand = (self.pipe.received(), self.pipe.written().1);
+        std::mem::replace(&mut self.stood, stand) != stand
+    }
+
     /// Reading from the local side failed, or the system noticed that it is broken.
     pub(super) fn local_failed(&mut self, error: &io::Error, pool: &mut Pool) {
         if let Local::Socket(local) = &mut self.local {
