@@ -6,6 +6,8 @@
 //! message being assembled, never more than `message_max` bytes. Text is checked as it arrives, also in
 //! the middle of a frame, so a peer that sends rubbish is told at its first wrong byte.
 
+use std::ops::Range;
+
 use tungstenite::handshake::derive_accept_key;
 
 /// Which end of a link we are: a server reads masked frames and writes unmasked ones, a client the
@@ -31,6 +33,15 @@ pub enum Message {
     Pong(Vec<u8>),
     /// The peer closes, with its code and reason if it gave any. Nothing follows.
     Close(Option<(u16, String)>),
+}
+
+/// What [`Reader::feed_in_place`] finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InPlace {
+    /// Payload of a binary message, or of a piece of one: here in what was fed.
+    Bytes(Range<usize>),
+    /// Any other message.
+    Message(Message),
 }
 
 /// Why a link has to be closed: the code to close it with says most.
@@ -147,6 +158,45 @@ impl Reader {
             input = rest;
         }
         Ok(())
+    }
+
+    /// The same where binary messages carry one stream of bytes: their payload is unmasked where it lies, as
+    /// far as it came, and nothing of it is kept. A frame of them is never longer than `message_max`.
+    pub fn feed_in_place(&mut self, input: &mut [u8], out: &mut Vec<InPlace>) -> Result<(), Violation> {
+        let mut at = 0;
+        let mut messages = Vec::new();
+        loop {
+            if let (Frame::Data { fin, left, mask, phase }, Assembling::Binary) =
+                (&self.frame, self.assembling)
+            {
+                let (fin, left, mask, phase) = (*fin, *left, *mask, *phase);
+                let take = usize::try_from(left).unwrap_or(usize::MAX).min(input.len() - at);
+                let range = at..at + take;
+                at += take;
+                if let Some(mask) = mask {
+                    unmask(&mut input[range.clone()], mask, phase);
+                }
+                if take > 0 {
+                    out.push(InPlace::Bytes(range));
+                }
+                let left = left - take as u64;
+                if left > 0 {
+                    self.frame =
+                        Frame::Data { fin, left, mask, phase: (usize::from(phase) + take) as u8 & 3 };
+                    return Ok(());
+                }
+                self.frame = Frame::Header;
+                if fin {
+                    self.assembling = Assembling::Nothing;
+                }
+            }
+            let rest = self.advance(&input[at..], &mut messages).inspect_err(|_| self.stop())?;
+            out.extend(messages.drain(..).map(InPlace::Message));
+            match rest {
+                Some(rest) => at = input.len() - rest.len(),
+                None => return Ok(()),
+            }
+        }
     }
 
     /// One step: part of a header, a run of payload, or the end of a frame. `None` when more is needed.
@@ -384,13 +434,15 @@ pub fn may_be_sent(code: u16) -> bool {
 fn unmask(bytes: &mut [u8], mask: [u8; 4], phase: u8) {
     let mut key = mask;
     key.rotate_left(usize::from(phase & 3));
-    let word = u64::from_ne_bytes([key[0], key[1], key[2], key[3], key[0], key[1], key[2], key[3]]);
-    let mut eights = bytes.chunks_exact_mut(8);
-    for eight in &mut eights {
-        let value = u64::from_ne_bytes((&*eight).try_into().expect("chunks of eight")) ^ word;
-        eight.copy_from_slice(&value.to_ne_bytes());
+    // A constant number of bytes at a time, so that it becomes a few wide instructions.
+    let wide: [u8; 64] = std::array::from_fn(|at| key[at & 3]);
+    let (blocks, rest) = bytes.as_chunks_mut::<64>();
+    for block in blocks {
+        for at in 0..64 {
+            block[at] ^= wide[at];
+        }
     }
-    for (byte, key) in eights.into_remainder().iter_mut().zip(key.iter().cycle()) {
+    for (byte, key) in rest.iter_mut().zip(&wide) {
         *byte ^= key;
     }
 }
@@ -457,12 +509,29 @@ pub fn write_frame(out: &mut Vec<u8>, outgoing: Outgoing<'_>, mask: Option<[u8; 
     let mut head = [0; 14];
     let len = write_header(&mut head, 0x80 | opcode, payload.len(), mask);
     out.extend_from_slice(&head[..len]);
-    let from = out.len();
-    out.extend_from_slice(payload);
-    if let Some(mask) = mask {
-        unmask(&mut out[from..], mask, 0);
+    write_payload(out, payload, mask, 0);
+}
+
+/// Appends the head of a binary message whose `len` bytes follow, by [`write_payload`] or as they are.
+pub fn write_binary_head(out: &mut Vec<u8>, len: usize, mask: Option<[u8; 4]>) {
+    let mut head = [0; 14];
+    let size = write_header(&mut head, 0x80 | BINARY, len, mask);
+    out.extend_from_slice(&head[..size]);
+}
+
+/// Appends payload that lies `at` bytes into its frame.
+pub fn write_payload(out: &mut Vec<u8>, payload: &[u8], mask: Option<[u8; 4]>, at: usize) {
+    let Some(mask) = mask else { return out.extend_from_slice(payload) };
+    // In steps that stay in the nearest cache between the copy and the mask; each begins a new round of it.
+    for (step, bytes) in payload.chunks(MASK_STEP).enumerate() {
+        let from = out.len();
+        out.extend_from_slice(bytes);
+        unmask(&mut out[from..], mask, ((at + step * MASK_STEP) & 3) as u8);
     }
 }
+
+/// How much is copied before it is masked.
+const MASK_STEP: usize = 16 * 1024;
 
 fn control_part(payload: &[u8]) -> &[u8] {
     &payload[..payload.len().min(125)]

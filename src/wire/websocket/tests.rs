@@ -96,3 +96,66 @@ fn a_key_is_answered_only_if_it_is_one() {
         assert_eq!(accept_key(key), None, "{key:?}");
     }
 }
+
+#[test]
+fn a_stream_in_binary_messages_is_found_where_it_lies() {
+    let payload: Vec<u8> = (0..200_000_u32).map(|at| (at ^ (at >> 8)) as u8).collect();
+    for (role, mask) in [(Role::Server, Some([1, 2, 3, 250])), (Role::Client, None)] {
+        let mut bytes = Vec::new();
+        // A message in one go, a ping, one whose payload comes in odd pieces, an empty one, and one in two
+        // frames with a ping between.
+        write_frame(&mut bytes, Outgoing::Binary(&payload[..100]), mask);
+        write_frame(&mut bytes, Outgoing::Ping(b"one"), mask);
+        write_binary_head(&mut bytes, payload.len() - 200, mask);
+        let mut at = 0;
+        for piece in payload[100..payload.len() - 100].chunks(33_333) {
+            write_payload(&mut bytes, piece, mask, at);
+            at += piece.len();
+        }
+        write_frame(&mut bytes, Outgoing::Binary(b""), mask);
+        for (first, from) in [(0x02, payload.len() - 100), (0x80, payload.len() - 50)] {
+            let mut head = [0; 14];
+            let len = write_header(&mut head, first, 50, mask);
+            bytes.extend_from_slice(&head[..len]);
+            write_payload(&mut bytes, &payload[from..from + 50], mask, 0);
+            write_frame(&mut bytes, Outgoing::Ping(b"two"), mask);
+        }
+        for piece in [1, 7, 4096, bytes.len()] {
+            let mut reader = Reader::new(role, 1 << 20);
+            let (mut stream, mut messages) = (Vec::new(), Vec::new());
+            for fed in bytes.clone().chunks_mut(piece) {
+                let mut found = Vec::new();
+                reader.feed_in_place(fed, &mut found).unwrap();
+                for found in found {
+                    match found {
+                        InPlace::Bytes(range) => stream.extend_from_slice(&fed[range]),
+                        InPlace::Message(message) => messages.push(message),
+                    }
+                }
+            }
+            assert!(stream == payload, "{} of {} bytes in pieces of {piece}", stream.len(), payload.len());
+            let pings = [b"one", b"two", b"two"].map(|ping| Message::Ping(ping.to_vec()));
+            assert_eq!(messages, pings);
+            assert_eq!(reader.held(), 0);
+        }
+    }
+}
+
+#[test]
+fn what_breaks_the_protocol_breaks_it_in_place_as_well() {
+    let text = frame(0x81, b"no");
+    let mut found = Vec::new();
+    Reader::new(Role::Client, 100).feed_in_place(&mut text.clone(), &mut found).unwrap();
+    assert_eq!(found, [InPlace::Message(Message::Text("no".into()))]);
+    for (mut bytes, code) in [
+        (frame(0x82, &[0; 101]), close::TOO_BIG),
+        ([frame(0x02, b"a"), frame(0x82, b"b")].concat(), close::PROTOCOL),
+        (frame(0x80, b"x"), close::PROTOCOL),
+    ] {
+        let mut reader = Reader::new(Role::Client, 100);
+        assert_eq!(reader.feed_in_place(&mut bytes, &mut Vec::new()).unwrap_err().code, code);
+        let mut found = Vec::new();
+        assert_eq!(reader.feed_in_place(&mut text.clone(), &mut found), Ok(()));
+        assert_eq!(found, [], "nothing is read after that");
+    }
+}
