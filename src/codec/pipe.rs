@@ -108,6 +108,8 @@ impl std::error::Error for FrameError {}
 #[derive(Debug, Default)]
 pub struct Decoder {
     stage: Stage,
+    /// How many bytes the last DATA frame had.
+    last: usize,
 }
 
 #[derive(Debug)]
@@ -165,6 +167,7 @@ impl Decoder {
                     } else {
                         let off = u64::from_be_bytes(bytes[HEAD..].try_into().expect("eight bytes"));
                         let left = len - 8;
+                        self.last = left;
                         self.stage = if left > 0 { Stage::Data { off, left } } else { Stage::default() };
                         if left == 0 {
                             return Ok(Some(Piece::Data { off, bytes: &[] }));
@@ -212,6 +215,31 @@ impl Decoder {
                 return Ok(None);
             }
         }
+    }
+
+    /// Whether what comes next are bytes of a DATA frame: the offset of the first one, and how many.
+    pub fn amid_data(&self) -> Option<(u64, usize)> {
+        match self.stage {
+            Stage::Data { off, left } => Some((off, left)),
+            _ => None,
+        }
+    }
+
+    /// The next `count` of those bytes do not come through here.
+    pub fn passed(&mut self, count: usize) {
+        let Stage::Data { off, left } = &mut self.stage else {
+            return assert!(count == 0, "no bytes of a DATA frame come next");
+        };
+        *off = off.saturating_add(count as u64);
+        *left -= count;
+        if *left == 0 {
+            self.stage = Stage::default();
+        }
+    }
+
+    /// How many bytes the last DATA frame had that began: the next may be like it.
+    pub fn last_data(&self) -> usize {
+        self.last
     }
 
     /// Whether the bytes so far end with a whole frame: a carrier that ends elsewhere was cut.

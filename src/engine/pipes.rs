@@ -43,6 +43,7 @@ use crate::state::attempt::Attempts;
 use crate::state::backoff::{Backoff, Budget, Policy};
 use crate::state::pipe::proof::Stand;
 use crate::state::pipe::{self, End, Ending, Liveness, PipeId, Side};
+use crate::state::replay::Pool;
 
 /// How pipes behave, for all of them.
 #[derive(Clone, Debug)]
@@ -281,6 +282,9 @@ const REDIAL: Policy = Policy {
     budget: Budget::Forever,
 };
 
+/// How many chunks wait for the handles of one thread's pipes.
+const CHUNKS_MAX: usize = 64;
+
 /// What a thread of pipes is asked to do.
 pub(crate) enum Order {
     /// A connection wants to bear a pipe.
@@ -347,6 +351,8 @@ pub(crate) struct Port {
     awake: AtomicBool,
     waker: Waker,
     missed: AtomicBool,
+    /// Chunks for the handles of this thread's pipes; the thread sees to it that there are some.
+    chunks: Arc<Lock<Pool>>,
 }
 
 impl Port {
@@ -398,10 +404,15 @@ impl Port {
         self.missed.swap(false, Ordering::SeqCst)
     }
 
+    /// Chunks go one way with the bytes in them, and back through here.
+    pub(crate) fn level_chunks(&self, pool: &mut Pool) {
+        self.chunks.lock().level(pool);
+    }
+
     /// The local side of a pipe on this thread.
     pub(crate) fn duct(self: &Arc<Port>, rt: &Rt, serial: u64) -> Duct {
         let port = self.clone();
-        Duct::new(rt, move || {
+        Duct::new(rt, &self.chunks, move || {
             // Full: the thread looks at every handle instead, so nothing is forgotten.
             if port.try_send(Order::Local { serial }).is_err() {
                 port.missed.store(true, Ordering::SeqCst);
@@ -561,6 +572,7 @@ impl Pipes {
                 awake: AtomicBool::new(true),
                 waker,
                 missed: AtomicBool::new(false),
+                chunks: Arc::new(Lock::new(Pool::new(CHUNKS_MAX))),
             });
             ports.push(port.clone());
             shards.push(Shard::new(rt, index, poll, inbox, port, shared.clone()));

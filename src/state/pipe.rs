@@ -531,6 +531,12 @@ impl Pipe {
         if self.accepts() { self.replay.push(bytes, pool) } else { 0 }
     }
 
+    /// Takes bytes out of the front of `from`, as many as there is room for; gives how many.
+    #[must_use = "what was not taken is still there"]
+    pub fn write_from(&mut self, from: &mut Replay, pool: &mut Pool) -> u64 {
+        if self.accepts() { self.replay.pull(from, pool) } else { 0 }
+    }
+
     /// Room for the next bytes in place; empty when there is none.
     pub fn space(&mut self, pool: &mut Pool) -> &mut [u8] {
         if self.accepts() { self.replay.space(pool) } else { &mut [] }
@@ -608,6 +614,15 @@ impl Pipe {
         let upto = self.inbound.acked() + count;
         self.inbound.ack(upto, pool).expect("no more is taken than was received");
         self.owe_ack(now);
+    }
+
+    /// The local side takes received bytes into `to`, as many as it has room for; gives how many.
+    pub fn give_to(&mut self, now: Moment, to: &mut Replay, pool: &mut Pool) -> u64 {
+        let count = to.pull(&mut self.inbound, pool);
+        if count > 0 {
+            self.owe_ack(now);
+        }
+        count
     }
 
     /// Whether the peer's direction has ended and everything before was taken.
@@ -763,6 +778,39 @@ impl Pipe {
             return Err(Violation::AfterFin { fin: expected, came: end });
         }
         Ok(fresh)
+    }
+
+    /// Room for the bytes that come next on a carrier, from `off` on, so that they need not be copied: read
+    /// into it, then say how many [`arrived`](Pipe::arrived). At least `min` bytes and at most `max`; nothing
+    /// where such bytes would not be new, allowed and for somebody, in one piece: [`data`](Pipe::data) decides
+    /// about those.
+    pub fn arriving(
+        &mut self,
+        epoch: u64,
+        off: u64,
+        (min, max): (usize, usize),
+        pool: &mut Pool,
+    ) -> Option<&mut [u8]> {
+        let open = self.attached() == Some(epoch) && self.phase == Phase::Open;
+        if !open || self.broken.is_some() || self.peer_fin || off != self.inbound.end() {
+            return None;
+        }
+        let allowed = usize::try_from(self.told.limit.saturating_sub(off)).unwrap_or(usize::MAX);
+        let len = self.inbound.space(pool).len().min(allowed).min(max);
+        if len < min {
+            self.inbound.tidy(pool);
+            return None;
+        }
+        Some(&mut self.inbound.space(pool)[..len])
+    }
+
+    /// The first `count` bytes of what [`arriving`](Pipe::arriving) gave have come.
+    pub fn arrived(&mut self, now: Moment, count: usize, pool: &mut Pool) {
+        self.inbound.commit(count);
+        self.inbound.tidy(pool);
+        if count > 0 {
+            self.owe_ack(now);
+        }
     }
 
     /// Keeps fresh bytes for the local side, which takes them when it can.

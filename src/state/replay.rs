@@ -2,10 +2,11 @@
 //!
 //! They lie in chunks of 64 KiB that come from a [`Pool`] and go back to it as soon as every byte in
 //! them is acknowledged, so a log that waits for nothing holds nothing. A log takes no more than its
-//! bound; what it has taken it never lets go of before the peer said that it has it.
+//! bound; what it has taken it never lets go of before the peer said that it has it. From one log to
+//! another bytes move with their chunk, or by copying where that would leave a chunk mostly empty.
 //!
-//! Invariant: `base <= acked <= end`; `chunks` covers exactly `base..end` with every chunk but the
-//! last one full, `acked` lies in the first chunk, and with `acked == end` there is no chunk at all.
+//! Invariant: the runs of `runs` follow each other without a gap up to `end`, `acked` lies in the first
+//! one, and with `acked == end` there is none but perhaps an empty one that waits to be read into.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -34,6 +35,26 @@ impl Pool {
         self.free.len()
     }
 
+    /// Makes both hold the same number, as far as their bounds go: where chunks pass from the owner of one
+    /// to the owner of the other, they have to find their way back.
+    pub fn level(&mut self, other: &mut Pool) {
+        let (from, to) = if self.free() > other.free() { (self, other) } else { (other, self) };
+        let count = ((from.free() - to.free()) / 2).min(to.free_max.saturating_sub(to.free()));
+        to.free.extend(from.free.drain(from.free() - count..));
+    }
+
+    /// At most `count` chunks that are not in use, as a pool of its own: for whoever cannot keep this one
+    /// while it works. [`put_back`](Pool::put_back) ends that.
+    pub fn draw(&mut self, count: usize) -> Pool {
+        let from = self.free() - count.min(self.free());
+        Pool { free: self.free.split_off(from), free_max: self.free_max }
+    }
+
+    /// Takes back what [`draw`](Pool::draw) gave, or what became of it.
+    pub fn put_back(&mut self, drawn: Pool) {
+        drawn.free.into_iter().for_each(|chunk| self.give(chunk));
+    }
+
     fn take(&mut self) -> Chunk {
         self.free.pop().unwrap_or_else(|| vec![0; CHUNK].into_boxed_slice())
     }
@@ -47,11 +68,26 @@ impl Pool {
 
 /// Bytes by offset, from the oldest unacknowledged one on.
 pub struct Replay {
-    chunks: VecDeque<Chunk>,
-    base: u64,
+    runs: VecDeque<Run>,
     acked: u64,
     end: u64,
     bound: u64,
+}
+
+/// Bytes that follow each other, in one chunk.
+struct Run {
+    chunk: Chunk,
+    /// The offset of the first one.
+    off: u64,
+    /// Where in the chunk it lies.
+    from: usize,
+    len: usize,
+}
+
+impl Run {
+    fn end(&self) -> u64 {
+        self.off + self.len as u64
+    }
 }
 
 /// Why bytes cannot be given again.
@@ -92,7 +128,7 @@ impl Replay {
     /// An empty log whose first byte will have the offset `start`, and which holds at most `bound`
     /// bytes.
     pub fn new(start: u64, bound: u64) -> Replay {
-        Replay { chunks: VecDeque::new(), base: start, acked: start, end: start, bound }
+        Replay { runs: VecDeque::new(), acked: start, end: start, bound }
     }
 
     /// The oldest byte that is kept: everything below was acknowledged.
@@ -128,7 +164,7 @@ impl Replay {
 
     /// How much memory its chunks take.
     pub fn memory(&self) -> usize {
-        self.chunks.len() * CHUNK
+        self.runs.len() * CHUNK
     }
 
     /// Takes as many of `bytes` as there is room for, and says how many.
@@ -156,21 +192,62 @@ impl Replay {
         if room == 0 {
             return &mut [];
         }
-        let used = (self.end - self.base) as usize;
-        if used == self.chunks.len() * CHUNK {
-            self.chunks.push_back(pool.take());
+        if self.runs.back().is_none_or(|run| run.from + run.len == CHUNK) {
+            self.runs.push_back(Run { chunk: pool.take(), off: self.end, from: 0, len: 0 });
         }
-        let last = self.chunks.back_mut().expect("pushed above if there was none with room");
-        let from = used % CHUNK;
+        let last = self.runs.back_mut().expect("pushed above if there was none with room");
+        let from = last.from + last.len;
         let to = CHUNK.min(from + usize::try_from(room).unwrap_or(CHUNK).min(CHUNK));
-        &mut last[from..to]
+        &mut last.chunk[from..to]
     }
 
     /// The first `count` bytes of what [`space`](Replay::space) gave are part of the log now.
     pub fn commit(&mut self, count: usize) {
-        let end = self.end + count as u64;
-        assert!(end - self.base <= (self.chunks.len() * CHUNK) as u64, "more was committed than given");
-        self.end = end;
+        let Some(last) = self.runs.back_mut() else {
+            return assert!(count == 0, "more was committed than given");
+        };
+        assert!(last.from + last.len + count <= CHUNK, "more was committed than given");
+        last.len += count;
+        self.end += count as u64;
+    }
+
+    /// Takes bytes out of the front of `other`, as many as there is room for, and says how many.
+    #[must_use = "what was not taken is still in the other one"]
+    pub fn pull(&mut self, other: &mut Replay, pool: &mut Pool) -> u64 {
+        let mut taken = 0;
+        loop {
+            let moved = self.pull_chunks(other, pool);
+            let copied = match other.since(other.acked, CHUNK).expect("the oldest byte is there").next() {
+                Some(slice) => self.push(slice, pool) as u64,
+                None => 0,
+            };
+            other.ack(other.acked + copied, pool).expect("no more than there is");
+            taken += moved + copied;
+            if moved + copied == 0 {
+                return taken;
+            }
+        }
+    }
+
+    /// The same without copying: only chunks that are worth it, and have room whole.
+    #[must_use = "what was not taken is still in the other one"]
+    pub fn pull_chunks(&mut self, other: &mut Replay, pool: &mut Pool) -> u64 {
+        let before = self.end;
+        while let Some(run) = other.runs.front() {
+            let skip = (other.acked - run.off) as usize;
+            let len = run.len - skip;
+            if len < CHUNK / 2 || len as u64 > self.room() {
+                break;
+            }
+            if let Some(empty) = self.runs.pop_back_if(|last| last.len == 0) {
+                pool.give(empty.chunk);
+            }
+            let run = other.runs.pop_front().expect("looked at just now");
+            self.runs.push_back(Run { chunk: run.chunk, off: self.end, from: run.from + skip, len });
+            self.end += len as u64;
+            other.acked += len as u64;
+        }
+        self.end - before
     }
 
     /// Gives back a chunk that [`space`](Replay::space) took and nothing was read into.
@@ -191,9 +268,8 @@ impl Replay {
         if self.is_empty() {
             self.release_all(pool);
         }
-        while self.acked - self.base >= CHUNK as u64 {
-            pool.give(self.chunks.pop_front().expect("acked lies within the chunks"));
-            self.base += CHUNK as u64;
+        while let Some(run) = self.runs.pop_front_if(|run| run.end() <= self.acked) {
+            pool.give(run.chunk);
         }
         Ok(freed)
     }
@@ -207,7 +283,9 @@ impl Replay {
             return Err(ReplayError::Future { wanted: offset, end: self.end });
         }
         let left = usize::try_from(self.end - offset).unwrap_or(usize::MAX).min(max);
-        Ok(Slices { replay: self, at: (offset - self.base) as usize, left })
+        let index = self.runs.partition_point(|run| run.end() <= offset);
+        let skip = self.runs.get(index).map_or(0, |run| (offset - run.off) as usize);
+        Ok(Slices { replay: self, index, skip, left })
     }
 
     /// `count` bytes passed by without being kept. Only an empty log can be passed.
@@ -216,7 +294,6 @@ impl Replay {
         self.release_all(pool);
         self.end += count;
         self.acked = self.end;
-        self.base = self.end;
     }
 
     /// Lets go of everything, whatever the peer has: the pipe is over.
@@ -226,15 +303,14 @@ impl Replay {
     }
 
     fn release_all(&mut self, pool: &mut Pool) {
-        self.chunks.drain(..).for_each(|chunk| pool.give(chunk));
-        self.base = self.end;
+        self.runs.drain(..).for_each(|run| pool.give(run.chunk));
     }
 }
 
 impl fmt::Debug for Replay {
     // Not the bytes: they are somebody's secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Replay({}..{}, {} chunks)", self.acked, self.end, self.chunks.len())
+        write!(f, "Replay({}..{}, {} chunks)", self.acked, self.end, self.runs.len())
     }
 }
 
@@ -242,7 +318,9 @@ impl fmt::Debug for Replay {
 #[derive(Clone, Debug)]
 pub struct Slices<'a> {
     replay: &'a Replay,
-    at: usize,
+    index: usize,
+    /// How much of the run there is passed over.
+    skip: usize,
     left: usize,
 }
 
@@ -260,10 +338,11 @@ impl<'a> Iterator for Slices<'a> {
         if self.left == 0 {
             return None;
         }
-        let from = self.at % CHUNK;
-        let count = (CHUNK - from).min(self.left);
-        let slice = &self.replay.chunks[self.at / CHUNK][from..from + count];
-        self.at += count;
+        let run = &self.replay.runs[self.index];
+        let count = (run.len - self.skip).min(self.left);
+        let slice = &run.chunk[run.from + self.skip..][..count];
+        self.index += 1;
+        self.skip = 0;
         self.left -= count;
         Some(slice)
     }

@@ -362,8 +362,7 @@ fn sim_a_goodbye_that_did_not_leave_is_said_again() {
         let (again, there) = connection(&rt, usize::MAX, usize::MAX);
         let (reader, closer) = (ours.clone(), ours.clone());
         let writer = NoGoodbye { socket: ours, decoder: Decoder::new() };
-        let mut links =
-            [(Link::new(reader, writer, move || closer.end()), 0), (again.link(), 1)].into_iter();
+        let mut links = [(Link::new(reader, writer, move || closer.end()), 0), (again.link(), 1)].into_iter();
         let pipe = Backed::new(&rt, Side::Client, LIMIT, move |_| links.next().ok_or_else(nobody))?;
         pipe.connect().expect("the first one is there");
         pipe.shutdown();

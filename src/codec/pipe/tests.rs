@@ -221,6 +221,21 @@ impl Node {
         self.pipe.took(now, bytes.len() as u64, &mut self.pool);
     }
 
+    /// The next piece, some of the bytes having been put where they stay before anybody asked.
+    fn next<'a>(&mut self, now: Moment, epoch: u64, input: &mut &'a [u8]) -> Option<Piece<'a>> {
+        if let Some((off, left)) = self.decoder.amid_data()
+            && off % 3 > 0
+            && let Some(space) = self.pipe.arriving(epoch, off, (1, left), &mut self.pool)
+        {
+            let (direct, rest) = input.split_at(space.len().min(input.len()));
+            space[..direct.len()].copy_from_slice(direct);
+            *input = rest;
+            self.pipe.arrived(now, direct.len(), &mut self.pool);
+            self.decoder.passed(direct.len());
+        }
+        self.decoder.next(input).expect("our own frames")
+    }
+
     fn stand(&mut self) -> Stand {
         let fin = self.pipe.peer_finished();
         let (recv, limit) = self.pipe.tell();
@@ -346,7 +361,7 @@ impl World {
         let server = &mut self.server;
         server.pipe.heard(self.now);
         let epoch = server.pipe.epoch();
-        while let Some(piece) = server.decoder.next(&mut input).expect("our own frames") {
+        while let Some(piece) = server.next(self.now, epoch, &mut input) {
             match piece {
                 Piece::Data { off, bytes } => {
                     let fresh = server.pipe.data(epoch, off, bytes).expect("an honest peer");
@@ -423,7 +438,7 @@ impl World {
     fn client_reads(&mut self, mut input: &[u8]) {
         let client = &mut self.client;
         client.pipe.heard(self.now);
-        while let Some(piece) = client.decoder.next(&mut input).expect("our own frames") {
+        while let Some(piece) = client.next(self.now, self.epoch, &mut input) {
             match piece {
                 Piece::Data { off, bytes } => {
                     let fresh = client.pipe.data(self.epoch, off, bytes).expect("an honest peer");

@@ -1,20 +1,26 @@
 //! The connection that bears a pipe: bytes in, bytes out, never waiting.
 //!
 //! Frames are a stream of bytes to everything here. On a plain socket they go out by a gathered write
-//! straight from the replay log; inside TLS or WebSocket messages they pass through `out`, which
-//! holds at most one write's worth.
+//! straight from the replay log, behind the heads of WebSocket messages as well; where they are masked or
+//! encrypted they pass through `out`, which holds at most one write's worth. What comes in WebSocket
+//! messages is unmasked where it was read to.
+//!
+//! Invariant: while `owed` bytes of an announced message are missing, `out` holds nothing but the rest of
+//! its head, and what else there is to say waits in `later`.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::ops::Range;
 
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 
-use crate::wire::websocket::{self, Message, Outgoing, Reader, Role};
+use crate::wire::websocket::{self, InPlace, Message, Outgoing, Reader, Role};
 
-/// The most that waits between the frames and the socket, where anything does.
-const OUT_MAX: usize = 128 * 1024;
+/// The most that waits between the frames and the socket, where anything does, and the longest WebSocket
+/// message that goes out.
+const OUT_MAX: usize = 256 * 1024;
 /// The longest WebSocket message that is let in: a DATA frame with its head, and then some.
 const MESSAGE_MAX: u32 = 1 << 20;
 
@@ -130,6 +136,8 @@ pub struct Carrier {
     early: Vec<u8>,
     early_at: usize,
     ended: bool,
+    /// The last read took all there was on the socket.
+    drained: bool,
     /// Whether `out` still holds what goes in front of the frames.
     head: bool,
 }
@@ -138,7 +146,7 @@ enum Framing {
     /// The bytes as they are.
     Raw,
     /// In WebSocket binary messages.
-    WebSocket { reader: Box<Reader>, role: Role, raw: Vec<u8>, masks: Masks },
+    WebSocket { reader: Box<Reader>, role: Role, masks: Masks, owed: usize, later: Vec<u8> },
 }
 
 /// Masks that a proxy in between cannot foresee, from one secret seed.
@@ -172,11 +180,14 @@ impl Carrier {
         seed: u64,
     ) -> Carrier {
         let reader = Box::new(Reader::new(role, MESSAGE_MAX));
-        let framing = Framing::WebSocket { reader, role, raw: Vec::new(), masks: Masks { state: seed } };
+        let masks = Masks { state: seed };
+        let framing = Framing::WebSocket { reader, role, masks, owed: 0, later: Vec::new() };
         let mut carrier = Carrier::new(socket, tls, framing, Vec::new());
-        if carrier.unwrap(&early).is_err() {
+        let (mut early, mut pieces) = (early, Vec::new());
+        if carrier.unwrap(&mut early, &mut pieces).is_err() {
             carrier.ended = true;
         }
+        carrier.early = pieces.into_iter().flat_map(|piece| early[piece].to_vec()).collect();
         carrier
     }
 
@@ -191,6 +202,7 @@ impl Carrier {
             early,
             early_at: 0,
             ended: false,
+            drained: false,
             head: false,
         }
     }
@@ -206,6 +218,17 @@ impl Carrier {
         &mut self.socket
     }
 
+    /// Whether frames come as they are, maybe encrypted.
+    pub(super) fn is_raw(&self) -> bool {
+        matches!(self.framing, Framing::Raw)
+    }
+
+    /// Whether the last read took all there was: unless the peer has ended its direction the next one would
+    /// find nothing, and what comes later is told by the poller.
+    pub(super) fn is_drained(&self) -> bool {
+        self.drained
+    }
+
     /// Whether bytes go to the socket as they are.
     fn is_plain(&self) -> bool {
         self.tls.is_none() && matches!(self.framing, Framing::Raw) && !self.head
@@ -213,6 +236,24 @@ impl Carrier {
 
     /// Reads frame bytes. 0 is the end of the connection; `WouldBlock` means later.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut pieces = Vec::new();
+        let count = self.read_pieces(buffer, &mut pieces)?;
+        let mut at = 0;
+        for piece in pieces {
+            let len = piece.len();
+            buffer.copy_within(piece, at);
+            at += len;
+        }
+        Ok(count)
+    }
+
+    /// The same, leaving frame bytes where they were read to; gives how many there are in all `pieces`.
+    pub(super) fn read_pieces(
+        &mut self,
+        buffer: &mut [u8],
+        pieces: &mut Vec<Range<usize>>,
+    ) -> io::Result<usize> {
+        self.drained = false;
         loop {
             if self.early_at < self.early.len() {
                 let count = buffer.len().min(self.early.len() - self.early_at);
@@ -223,30 +264,38 @@ impl Carrier {
                     self.early = Vec::new();
                     self.early_at = 0;
                 }
+                pieces.push(0..count);
                 return Ok(count);
             }
             if self.ended {
                 return Ok(0);
             }
-            if self.is_plain() {
-                return self.socket.read(buffer);
-            }
             let count = self.read_decrypted(buffer)?;
             if matches!(self.framing, Framing::Raw) || count == 0 {
+                pieces.push(0..count);
                 return Ok(count);
             }
-            let wrapped = buffer[..count].to_vec();
-            self.unwrap(&wrapped)?;
-            // A pong may be owed.
-            match self.flush() {
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-                _ => {}
+            self.unwrap(&mut buffer[..count], pieces)?;
+            if self.has_more() {
+                // A pong may be owed.
+                match self.flush() {
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                    _ => {}
+                }
+            }
+            let count = pieces.iter().map(Range::len).sum();
+            if count > 0 {
+                return Ok(count);
             }
         }
     }
 
     fn read_decrypted(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(tls) = &mut self.tls else { return self.socket.read(buffer) };
+        let Some(tls) = &mut self.tls else {
+            let count = self.socket.read(buffer)?;
+            self.drained = count < buffer.len();
+            return Ok(count);
+        };
         loop {
             match tls.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -262,26 +311,24 @@ impl Carrier {
         }
     }
 
-    /// Takes frames out of WebSocket messages.
-    fn unwrap(&mut self, wrapped: &[u8]) -> io::Result<()> {
-        let Framing::WebSocket { reader, role, raw: _, masks } = &mut self.framing else {
+    /// Finds frames in WebSocket messages.
+    fn unwrap(&mut self, wrapped: &mut [u8], pieces: &mut Vec<Range<usize>>) -> io::Result<()> {
+        let Framing::WebSocket { reader, role, masks, owed, later } = &mut self.framing else {
             unreachable!("only WebSocket carriers unwrap")
         };
-        let mut messages = Vec::new();
-        let fed = reader.feed(wrapped, &mut messages);
-        for message in messages {
-            match message {
-                Message::Binary(mut bytes) if self.early.is_empty() => {
-                    std::mem::swap(&mut self.early, &mut bytes)
-                }
-                Message::Binary(bytes) => self.early.extend_from_slice(&bytes),
-                Message::Ping(payload) => {
+        let mut found = Vec::new();
+        let fed = reader.feed_in_place(wrapped, &mut found);
+        for found in found {
+            match found {
+                InPlace::Bytes(piece) => pieces.push(piece),
+                InPlace::Message(Message::Ping(payload)) => {
                     let mask = (*role == Role::Client).then(|| masks.next());
-                    websocket::write_frame(&mut self.out, Outgoing::Pong(&payload), mask);
+                    let out = if *owed > 0 { &mut *later } else { &mut self.out };
+                    websocket::write_frame(out, Outgoing::Pong(&payload), mask);
                 }
-                Message::Pong(_) => {}
-                Message::Close(_) => self.ended = true,
-                Message::Text(_) => {
+                InPlace::Message(Message::Pong(_)) => {}
+                InPlace::Message(Message::Close(_)) => self.ended = true,
+                InPlace::Message(Message::Text(_) | Message::Binary(_)) => {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "a text message on a pipe"));
                 }
             }
@@ -294,12 +341,42 @@ impl Carrier {
         if self.is_plain() {
             return self.socket.write_vectored(slices);
         }
-        self.flush()?;
+        if !self.is_amid_message() {
+            self.flush()?;
+        }
         if self.is_plain() {
             return self.socket.write_vectored(slices);
         }
         let mut taken = 0;
         match &mut self.framing {
+            Framing::WebSocket { role: Role::Server, owed, later, .. } if self.tls.is_none() => {
+                if *owed == 0 {
+                    *owed = slices.iter().map(|slice| slice.len()).sum::<usize>().min(OUT_MAX);
+                    websocket::write_binary_head(&mut self.out, *owed, None);
+                }
+                let head = &self.out[self.out_at..];
+                let mut all = Vec::with_capacity(slices.len() + 1);
+                all.push(IoSlice::new(head));
+                let mut left = *owed;
+                for slice in slices {
+                    let count = slice.len().min(left);
+                    all.push(IoSlice::new(&slice[..count]));
+                    left -= count;
+                }
+                let head = head.len();
+                let written = self.socket.write_vectored(&all)?;
+                self.out_at += written.min(head);
+                taken = written.saturating_sub(head);
+                *owed -= taken;
+                if self.out_at == self.out.len() {
+                    self.out.clear();
+                    self.out_at = 0;
+                }
+                if *owed == 0 {
+                    self.out.append(later);
+                }
+                return Ok(taken);
+            }
             Framing::Raw => {
                 let tls = self.tls.as_mut().expect("a raw carrier without TLS is plain");
                 for slice in slices {
@@ -311,24 +388,43 @@ impl Carrier {
                     }
                 }
             }
-            Framing::WebSocket { role, raw, masks, .. } => {
-                raw.clear();
-                for slice in slices {
-                    let count = slice.len().min(OUT_MAX - raw.len());
-                    raw.extend_from_slice(&slice[..count]);
-                }
-                taken = raw.len();
+            Framing::WebSocket { role, masks, .. } => {
+                let all = slices.iter().map(|slice| slice.len()).sum::<usize>().min(OUT_MAX);
                 let mask = (*role == Role::Client).then(|| masks.next());
-                let mut wrapped = std::mem::take(&mut self.out);
-                websocket::write_frame(&mut wrapped, Outgoing::Binary(raw), mask);
-                self.out = wrapped;
-                raw.shrink_to(0);
+                websocket::write_binary_head(&mut self.out, all, mask);
+                for slice in slices {
+                    let count = slice.len().min(all - taken);
+                    websocket::write_payload(&mut self.out, &slice[..count], mask, taken);
+                    taken += count;
+                }
             }
         }
         match self.flush() {
             // It was taken; the rest goes when the socket has room.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(taken),
             flushed => flushed.map(|()| taken),
+        }
+    }
+
+    /// Whether a message was announced of which bytes are missing. They come with the next write, or never.
+    fn is_amid_message(&self) -> bool {
+        matches!(self.framing, Framing::WebSocket { owed: 1.., .. })
+    }
+
+    /// Lends a buffer for what has to be changed before it is written, so that no idle carrier has one.
+    pub(super) fn lend(&mut self, spare: &mut Vec<u8>) {
+        if self.out.capacity() == 0 {
+            std::mem::swap(&mut self.out, spare);
+        }
+    }
+
+    /// Takes it back, unless something in it waits.
+    pub(super) fn take_back(&mut self, spare: &mut Vec<u8>) {
+        if self.out.is_empty() {
+            let buffer = std::mem::take(&mut self.out);
+            if spare.capacity() < buffer.capacity() {
+                *spare = buffer;
+            }
         }
     }
 
@@ -361,7 +457,6 @@ impl Carrier {
         }
         if self.out_at == self.out.len() {
             self.out.clear();
-            self.out.shrink_to(0);
             self.out_at = 0;
             self.head = false;
             Ok(())
@@ -372,7 +467,8 @@ impl Carrier {
 
     /// Says goodbye in the way of the transport, as far as that goes without waiting.
     pub(super) fn close(&mut self) {
-        if let Framing::WebSocket { role, masks, .. } = &mut self.framing {
+        // In the middle of a message there is no room for any other.
+        if let Framing::WebSocket { role, masks, owed: 0, .. } = &mut self.framing {
             let mask = (*role == Role::Client).then(|| masks.next());
             websocket::write_frame(&mut self.out, Outgoing::Close(websocket::close::NORMAL, ""), mask);
         }
@@ -397,3 +493,6 @@ impl std::fmt::Debug for Carrier {
         write!(f, "Carrier({how})")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,8 @@
 //! The local side of a pipe that is a handle in this process instead of a socket.
 //!
 //! Two bounded queues, one for each direction, between the threads that hold handles and the one
-//! thread that owns the pipe. A lock protects them for the time of a copy; whoever has to wait leaves a
+//! thread that owns the pipe. Bytes change hands with the chunks they lie in, so the lock that protects the
+//! queues is held for a moment only: large pieces are copied before and after. Whoever has to wait leaves a
 //! sender of its own behind and waits outside of it.
 //!
 //! Invariant: what is in `up` was taken from a writer and not by the pipe; what is in `down` was taken
@@ -9,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -17,7 +19,9 @@ use crate::state::pipe::{End, Ending, Pipe};
 use crate::state::replay::{CHUNK, Pool, Replay};
 
 /// How much waits in one direction outside of the pipe's own window.
-const QUEUE: u64 = 4 * CHUNK as u64;
+const QUEUE: u64 = 8 * CHUNK as u64;
+/// From here on a piece is copied outside of the lock.
+const LARGE: usize = CHUNK / 2;
 
 /// How a pipe stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub enum State {
 pub(crate) struct Duct {
     rt: Rt,
     queues: Lock<Queues>,
+    /// Where chunks come from and go back to: a duct that holds no bytes holds no chunk.
+    chunks: Arc<Lock<Pool>>,
     /// Whether the owner was told that there is something, and has not looked yet.
     poked: AtomicBool,
     poke: Box<dyn Fn() + Send + Sync>,
@@ -46,7 +52,6 @@ struct Queues {
     up_ended: bool,
     down: Replay,
     down_ended: bool,
-    pool: Pool,
     state: State,
     /// Nobody holds a handle any more.
     dropped: bool,
@@ -70,13 +75,12 @@ pub(super) struct Found {
 
 impl Duct {
     /// `poke` tells the owner that something changed here. It must not wait.
-    pub(crate) fn new(rt: &Rt, poke: impl Fn() + Send + Sync + 'static) -> Duct {
+    pub(crate) fn new(rt: &Rt, chunks: &Arc<Lock<Pool>>, poke: impl Fn() + Send + Sync + 'static) -> Duct {
         let queues = Queues {
             up: Replay::new(0, QUEUE),
             up_ended: false,
             down: Replay::new(0, QUEUE),
             down_ended: false,
-            pool: Pool::new(2),
             state: State::Connecting,
             dropped: false,
             waiting: Waiting::new(),
@@ -85,6 +89,7 @@ impl Duct {
         Duct {
             rt: rt.clone(),
             queues: Lock::new(queues),
+            chunks: chunks.clone(),
             poked: AtomicBool::new(false),
             poke: Box::new(poke),
         }
@@ -133,22 +138,39 @@ impl Duct {
         if bytes.is_empty() {
             return Ok(0);
         }
+        let no_room = || Err(timed_out("no room in the pipe"));
+        let mut piece = Replay::new(0, QUEUE);
+        let mut pool = Pool::new(0);
+        if bytes.len() >= LARGE {
+            let room = self.wait(until, Queues::writable).unwrap_or_else(no_room)?;
+            let count = bytes.len().min(room);
+            if count >= LARGE {
+                pool = self.draw(count);
+                let _all = piece.push(&bytes[..count], &mut pool);
+            }
+        }
         let written = self.wait(until, |queues| {
-            if let State::Over(end) = &queues.state {
-                return Some(Err(ended(end)));
-            }
-            if queues.up_ended {
-                return Some(Err(io::Error::new(io::ErrorKind::BrokenPipe, "this direction was shut down")));
-            }
-            let Queues { up, pool, .. } = queues;
-            match up.push(bytes, pool) {
-                0 => None,
-                count => Some(Ok(count)),
-            }
+            queues
+                .writable()?
+                .map(|_| match piece.is_empty() {
+                    true => {
+                        pool = self.draw(bytes.len().min(CHUNK));
+                        queues.up.push(bytes, &mut pool)
+                    }
+                    false => queues.up.pull(&mut piece, &mut pool) as usize,
+                })
+                .into()
         });
-        let written = written.unwrap_or_else(|| Err(timed_out("no room in the pipe")))?;
+        piece.clear(&mut pool);
+        self.chunks.lock().put_back(pool);
+        let written = written.unwrap_or_else(no_room)?;
         self.poke();
         Ok(written)
+    }
+
+    /// Chunks for so many bytes, as far as there are any.
+    fn draw(&self, bytes: usize) -> Pool {
+        self.chunks.lock().draw(bytes.div_ceil(CHUNK) + 1)
     }
 
     /// Gives bytes of the pipe; waits while there are none. 0 is the end of the peer's direction.
@@ -156,17 +178,19 @@ impl Duct {
         if buffer.is_empty() {
             return Ok(0);
         }
+        let mut piece = Replay::new(0, buffer.len() as u64);
+        let mut pool = self.chunks.lock().draw(0);
         let read = self.wait(until, |queues| {
-            let Queues { down, pool, .. } = queues;
-            let mut count = 0;
-            for slice in down.since(down.acked(), buffer.len()).expect("the oldest byte is there") {
-                buffer[count..count + slice.len()].copy_from_slice(slice);
-                count += slice.len();
+            let down = &mut queues.down;
+            // The owner only has to know when its own side had to stop.
+            let was_full = down.room() < CHUNK as u64;
+            let moved = piece.pull_chunks(down, &mut pool);
+            if moved > 0 {
+                return Some(Ok((moved as usize, was_full)));
             }
+            let count = copy_out(down, buffer);
             if count > 0 {
-                // The owner only has to know when its own side had to stop.
-                let was_full = down.room() < CHUNK as u64;
-                down.ack(down.acked() + count as u64, pool).expect("no more than there is");
+                down.ack(down.acked() + count as u64, &mut pool).expect("no more than there is");
                 return Some(Ok((count, was_full)));
             }
             match &queues.state {
@@ -176,10 +200,14 @@ impl Duct {
                 _ => None,
             }
         });
-        let (count, was_full) = read.unwrap_or_else(|| Err(timed_out("nothing came over the pipe")))?;
+        let nothing = || Err(timed_out("nothing came over the pipe"));
+        let (count, was_full) = read.unwrap_or_else(nothing)?;
         if was_full {
             self.poke();
         }
+        copy_out(&piece, buffer);
+        piece.clear(&mut pool);
+        self.chunks.lock().put_back(pool);
         Ok(count)
     }
 
@@ -233,19 +261,10 @@ impl Duct {
     }
 
     /// Moves what was written into the pipe, as far as there is room.
-    pub(super) fn take(&self, pipe: &mut Pipe, pipe_pool: &mut Pool) -> Found {
+    pub(super) fn take(&self, pipe: &mut Pipe, pool: &mut Pool) -> Found {
         let (found, waiting) = {
             let mut queues = self.queues.lock();
-            let Queues { up, pool, .. } = &mut *queues;
-            let mut count = 0;
-            for slice in up.since(up.acked(), usize::MAX).expect("the oldest byte is there") {
-                let taken = pipe.write(slice, pipe_pool);
-                count += taken as u64;
-                if taken < slice.len() {
-                    break;
-                }
-            }
-            up.ack(up.acked() + count, pool).expect("no more than there is");
+            let count = pipe.write_from(&mut queues.up, pool);
             let ended = queues.up_ended && queues.up.is_empty();
             let waiting = if count > 0 { std::mem::take(&mut queues.waiting) } else { Waiting::new() };
             (Found { moved: count > 0, ended, dropped: queues.dropped }, waiting)
@@ -255,20 +274,17 @@ impl Duct {
     }
 
     /// Moves what was received out of the pipe, as far as there is room. Gives how much.
-    pub(super) fn give(&self, now: Moment, pipe: &mut Pipe, pipe_pool: &mut Pool) -> u64 {
+    pub(super) fn give(&self, now: Moment, pipe: &mut Pipe, pool: &mut Pool) -> u64 {
         let (count, waiting) = {
             let mut queues = self.queues.lock();
-            let Queues { down, pool, dropped, .. } = &mut *queues;
-            let mut count = 0;
-            for slice in pipe.readable(usize::MAX) {
+            let count = if queues.dropped {
                 // Nobody is there to read it.
-                let taken = if *dropped { slice.len() } else { down.push(slice, pool) };
-                count += taken as u64;
-                if taken < slice.len() {
-                    break;
-                }
-            }
-            pipe.took(now, count, pipe_pool);
+                let count = pipe.unread();
+                pipe.took(now, count, pool);
+                count
+            } else {
+                pipe.give_to(now, &mut queues.down, pool)
+            };
             let ends = pipe.at_end() && !queues.down_ended;
             queues.down_ended |= ends;
             let waiting =
@@ -290,6 +306,30 @@ impl Duct {
         };
         wake(waiting);
     }
+}
+
+impl Queues {
+    /// How much can be written now, or why nothing can any more; nothing if that is to be waited for.
+    fn writable(&mut self) -> Option<io::Result<usize>> {
+        if let State::Over(end) = &self.state {
+            return Some(Err(ended(end)));
+        }
+        if self.up_ended {
+            return Some(Err(io::Error::new(io::ErrorKind::BrokenPipe, "this direction was shut down")));
+        }
+        let room = usize::try_from(self.up.room()).unwrap_or(usize::MAX);
+        (room > 0).then_some(Ok(room))
+    }
+}
+
+/// The first bytes of a queue, as many as `buffer` holds.
+fn copy_out(queue: &Replay, buffer: &mut [u8]) -> usize {
+    let mut count = 0;
+    for slice in queue.since(queue.acked(), buffer.len()).expect("the oldest byte is there") {
+        buffer[count..count + slice.len()].copy_from_slice(slice);
+        count += slice.len();
+    }
+    count
 }
 
 fn wake(waiting: Waiting) {

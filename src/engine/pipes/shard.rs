@@ -20,6 +20,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,12 +43,16 @@ use crate::state::pipe::hello::{
 };
 use crate::state::pipe::proof::{Secret, Stand};
 use crate::state::pipe::{self, Control, End, Ending, Pipe, PipeId, Settings, Side, Violation};
-use crate::state::replay::Pool;
+use crate::state::replay::{CHUNK, Pool};
 
 /// How much one pipe moves before the others have their turn.
 const TURN: usize = 1 << 20;
 /// What is read from a carrier at once.
 const READ: usize = 256 * 1024;
+/// Bytes of a long DATA frame are read to where they stay, so many at least...
+const DIRECT: usize = 16 * 1024;
+/// ...and the head of the next one, and small frames, by this many.
+const HEADS: usize = 4 * 1024;
 /// How long connecting may take, apart from the handshake.
 const CONNECT_WAIT: Duration = Duration::from_secs(3);
 /// How many attempts to connect are out at once; the rest wait in line.
@@ -85,6 +90,9 @@ pub(crate) struct Shard {
     again: Vec<usize>,
     pool: Pool,
     buffer: Vec<u8>,
+    /// For carriers that have to change what they write.
+    spare: Vec<u8>,
+    pieces: Vec<Range<usize>>,
     dials: Dials,
     clients: usize,
     tick: Option<(Moment, rt::Wall)>,
@@ -163,6 +171,8 @@ struct Bearer {
     outbox: Outbox,
     decoder: Decoder,
     readable: bool,
+    /// The peer has ended its direction, or the connection broke: to be read to its end.
+    ends: bool,
     writable: bool,
     /// A replacement has made its proof: nothing is taken from here and nothing sent any more.
     still: bool,
@@ -276,6 +286,8 @@ impl Shard {
             // One window's worth; a burst allocates, and gives back.
             pool: Pool::new(128),
             buffer: vec![0; READ],
+            spare: Vec::new(),
+            pieces: Vec::new(),
             dials: Dials::default(),
             clients: 0,
             tick: None,
@@ -325,6 +337,7 @@ impl Shard {
             for slot in turns {
                 self.turn(now, slot);
             }
+            self.port.level_chunks(&mut self.pool);
             self.look_for_sleep(now);
             if let Some(by) = stop_by
                 && (now >= by || self.is_quiet())
@@ -368,6 +381,7 @@ impl Shard {
             Some(Slot::Live(live)) => {
                 if let Some(bearer) = &mut live.bearer {
                     bearer.readable |= readable;
+                    bearer.ends |= event.is_read_closed() || event.is_error();
                     bearer.writable |= writable;
                 }
             }

@@ -488,3 +488,37 @@ fn breaking_off_keeps_what_is_half_on_the_carrier_and_nothing_for_the_next_one()
     assert_eq!(bench.pipe.memory(), 0);
     assert_eq!(bench.sent(), [Outgoing::Control(Control::Reset(End::new(Ending::Killed, "by hand")))]);
 }
+
+#[test]
+fn bytes_are_read_in_place_only_where_they_are_new_and_allowed_and_for_somebody() {
+    let window = usize::try_from(WINDOW_MIN).expect("small");
+    let mut bench = Bench::attached(Side::Server, WINDOW_MIN);
+    let room = |bench: &mut Bench, epoch, off, limits| {
+        bench.pipe.arriving(epoch, off, limits, &mut bench.pool).map(|space| space.len())
+    };
+    assert_eq!(room(&mut bench, 1, 0, (1, 10)), Some(10));
+    assert_eq!(room(&mut bench, 1, 0, (1, usize::MAX)), Some(window), "not above the limit");
+    assert_eq!(room(&mut bench, 1, 0, (window + 1, usize::MAX)), None, "not for so little");
+    assert_eq!(room(&mut bench, 2, 0, (1, 10)), None, "not from another carrier");
+    assert_eq!(room(&mut bench, 1, 1, (1, 10)), None, "not behind a gap");
+    let space = bench.pipe.arriving(1, 0, (1, 5), &mut bench.pool).expect("room");
+    space.copy_from_slice(b"hello");
+    bench.pipe.arrived(bench.now, 5, &mut bench.pool);
+    assert_eq!(bench.pipe.received(), 5);
+    assert_eq!(bench.pipe.readable(9).flatten().copied().collect::<Vec<u8>>(), b"hello");
+    assert_eq!(room(&mut bench, 1, 0, (1, 10)), None, "not a second time");
+    assert_eq!(room(&mut bench, 1, 5, (1, usize::MAX)), Some(window - 5));
+    bench.pipe.took(bench.now, 5, &mut bench.pool);
+    assert_eq!(room(&mut bench, 1, 5, (1, usize::MAX)), Some(window - 5), "nobody was told of more");
+    bench.pipe.arrived(bench.now, 0, &mut bench.pool);
+    assert_eq!(bench.pipe.memory(), 0, "nothing came, nothing is held");
+    bench.control(1, Control::Fin { off: 5 }).expect("it ends there");
+    assert_eq!(room(&mut bench, 1, 5, (1, 10)), None, "not after the end");
+
+    let mut bench = Bench::attached(Side::Server, WINDOW_MIN);
+    bench.pipe.break_off(End::new(Ending::TargetReset, ""), &mut bench.pool);
+    assert_eq!(room(&mut bench, 1, 0, (1, 10)), None, "nobody wants them");
+    let mut bench = Bench::attached(Side::Server, WINDOW_MIN);
+    bench.pipe.detach(1);
+    assert_eq!(room(&mut bench, 1, 0, (1, 10)), None);
+}

@@ -164,3 +164,75 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn bytes_move_to_another_log_with_their_chunk() {
+    let mut pool = Pool::new(9);
+    let (mut from, mut to) = (Replay::new(0, 1 << 20), Replay::new(7, 1 << 20));
+    assert_eq!(from.push(&bytes(0, 3 * CHUNK + 10), &mut pool), 3 * CHUNK + 10);
+    assert_eq!(from.ack(100, &mut pool), Ok(100));
+    let lies = from.since(100, 1).expect("it is there").next().expect("a byte").as_ptr();
+    assert_eq!(to.pull(&mut from, &mut pool), (3 * CHUNK + 10 - 100) as u64);
+    assert_eq!(to.since(7, 1).expect("it is there").next().expect("a byte").as_ptr(), lies);
+    assert_eq!((from.memory(), from.len()), (0, 0));
+    assert_eq!((to.acked(), to.len()), (7, (3 * CHUNK + 10 - 100) as u64));
+    assert_eq!(collect(&to, 7, usize::MAX), bytes(100, 3 * CHUNK + 10 - 100));
+    assert_eq!(to.memory(), 4 * CHUNK, "the last ten bytes are not worth a chunk of another log");
+    assert_eq!(pool.free(), 1);
+}
+
+#[test]
+fn a_pool_lends_and_levels_what_it_has() {
+    let (mut one, mut other) = (Pool::new(6), Pool::new(2));
+    let mut log = Replay::new(0, 1 << 20);
+    assert_eq!(log.push(&bytes(0, 6 * CHUNK), &mut one), 6 * CHUNK);
+    log.clear(&mut one);
+    assert_eq!(one.free(), 6);
+    one.level(&mut other);
+    assert_eq!((one.free(), other.free()), (4, 2), "no more than it may");
+    let drawn = one.draw(3);
+    assert_eq!((drawn.free(), one.free()), (3, 1));
+    other.level(&mut one);
+    assert_eq!((one.free(), other.free()), (1, 2), "one more or less is level");
+    one.put_back(drawn);
+    assert_eq!((one.free(), one.draw(99).free()), (4, 4));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    /// Whatever is moved when, what comes out behind two logs is what went in, and no log is over its bound.
+    #[test]
+    fn what_passes_through_two_logs_stays_whole(
+        bounds in (prop_oneof![Just(100u64), Just(200_000)], prop_oneof![Just(70_000u64), Just(300_000)]),
+        ops in prop::collection::vec((0..4u8, prop_oneof![0..40usize, 30_000..140_000usize]), 0..60),
+    ) {
+        let mut pool = Pool::new(3);
+        let (mut one, mut two) = (Replay::new(0, bounds.0), Replay::new(0, bounds.1));
+        for (op, count) in ops {
+            match op {
+                0 => {
+                    let end = one.end();
+                    prop_assert!(one.push(&bytes(end, count), &mut pool) <= count);
+                }
+                1 => {
+                    let (before, room) = (one.len(), two.room());
+                    prop_assert_eq!(two.pull(&mut one, &mut pool), before.min(room));
+                }
+                2 => {
+                    let (before, room) = (one.len(), two.room());
+                    prop_assert!(two.pull_chunks(&mut one, &mut pool) <= before.min(room));
+                }
+                _ => {
+                    let upto = two.end().min(two.acked() + count as u64);
+                    prop_assert!(two.ack(upto, &mut pool).is_ok());
+                }
+            }
+            prop_assert!(one.len() <= bounds.0 && two.len() <= bounds.1);
+            prop_assert_eq!(one.acked(), two.end());
+            prop_assert!(collect(&two, two.acked(), usize::MAX) == bytes(two.acked(), two.len() as usize));
+            prop_assert!(collect(&one, one.acked(), usize::MAX) == bytes(one.acked(), one.len() as usize));
+            prop_assert!(one.len() > 0 || one.memory() == 0);
+            prop_assert!(two.len() > 0 || two.memory() == 0);
+        }
+    }
+}

@@ -38,7 +38,29 @@ impl Shard {
             return 0;
         };
         let mut buffer = std::mem::take(&mut self.buffer);
-        let read = bearer.carrier.read(&mut buffer);
+        let mut pieces = std::mem::take(&mut self.pieces);
+        let raw_for_handles = matches!(live.local, Local::Duct(_)) && bearer.carrier.is_raw();
+        let direct = match bearer.decoder.amid_data().filter(|_| raw_for_handles) {
+            Some((off, left)) => live.pipe.arriving(bearer.epoch, off, (DIRECT, left), &mut self.pool),
+            None => None,
+        };
+        let is_direct = direct.is_some();
+        let read = match direct {
+            Some(space) => bearer.carrier.read_pieces(space, &mut pieces),
+            // Behind the head of a frame that is as long as the last the rest is read to where it stays.
+            None if raw_for_handles && bearer.decoder.last_data() >= CHUNK => {
+                bearer.carrier.read_pieces(&mut buffer[..HEADS], &mut pieces)
+            }
+            None => bearer.carrier.read_pieces(&mut buffer, &mut pieces),
+        };
+        if bearer.carrier.is_drained() && !bearer.ends {
+            bearer.readable = false;
+        }
+        if is_direct {
+            let count = *read.as_ref().unwrap_or(&0);
+            live.pipe.arrived(now, count, &mut self.pool);
+            bearer.decoder.passed(count);
+        }
         let count = match read {
             Ok(0) => {
                 if live.pipe.goodbye_sent() && bearer.outbox.is_empty() && !bearer.carrier.has_more() {
@@ -52,7 +74,12 @@ impl Shard {
                 0
             }
             Ok(count) => {
-                self.take_in(now, live, &buffer[..count]);
+                live.heard(now);
+                if is_direct {
+                    live.down += count as u64;
+                } else {
+                    pieces.iter().for_each(|piece| self.take_in(now, live, &buffer[piece.clone()]));
+                }
                 count
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -66,6 +93,8 @@ impl Shard {
             }
         };
         self.buffer = buffer;
+        pieces.clear();
+        self.pieces = pieces;
         count
     }
 
@@ -73,10 +102,6 @@ impl Shard {
     pub(super) fn take_in(&mut self, now: Moment, live: &mut Live, mut input: &[u8]) {
         let Some(bearer) = &mut live.bearer else { return };
         let epoch = bearer.epoch;
-        live.pipe.heard(now);
-        if let Role::Server(server) = &mut live.role {
-            server.unconfirmed = None;
-        }
         loop {
             let result = match bearer.decoder.next(&mut input) {
                 Ok(None) => return,
@@ -216,11 +241,12 @@ impl Shard {
             // The peer has said the last word, and what was half written is not kept any more.
             return 0;
         }
+        let Some(bearer) = live.bearer.as_mut().filter(|bearer| bearer.writable && !bearer.still) else {
+            return 0;
+        };
+        bearer.carrier.lend(&mut self.spare);
         let mut written = 0;
         let failed = loop {
-            let Some(bearer) = live.bearer.as_mut().filter(|bearer| bearer.writable && !bearer.still) else {
-                break None;
-            };
             if bearer.outbox.is_empty() && !live.pipe.wants_to_send() && !bearer.carrier.has_more() {
                 break None;
             }
@@ -248,6 +274,7 @@ impl Shard {
                 Err(error) => break Some(error.to_string()),
             }
         };
+        bearer.carrier.take_back(&mut self.spare);
         if let Some(why) = failed {
             self.lose(now, slot, live, &why);
         }

@@ -173,6 +173,7 @@ impl Shard {
         live.detached_at = None;
         live.goodbye_by = None;
         if !rest.is_empty() {
+            live.heard(now);
             self.take_in(now, live, &rest);
         }
     }

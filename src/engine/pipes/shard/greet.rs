@@ -463,6 +463,7 @@ impl Shard {
         // won before.
         self.write_carrier(now, owner, &mut live);
         if !rest.is_empty() {
+            live.heard(now);
             self.take_in(now, &mut live, rest);
         }
         self.settle(now, owner, live);

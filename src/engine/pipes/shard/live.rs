@@ -23,6 +23,7 @@ impl Bearer {
             outbox: Outbox::new(),
             decoder,
             readable: true,
+            ends: false,
             writable: true,
             still: false,
             peer,
@@ -50,6 +51,14 @@ impl Local {
 }
 
 impl Live {
+    /// Bytes came from the peer, whatever they are.
+    pub(super) fn heard(&mut self, now: Moment) {
+        self.pipe.heard(now);
+        if let Role::Server(server) = &mut self.role {
+            server.unconfirmed = None;
+        }
+    }
+
     /// A carrier was lost: whether the pipe got further since the last time. What a carrier brought may be
     /// acknowledged in the handshake of the next.
     pub(super) fn got_further(&mut self) -> bool {

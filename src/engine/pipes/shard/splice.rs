@@ -175,6 +175,7 @@ impl Shard {
 
     pub(super) fn turn_splice(&mut self, now: Moment, slot: usize, mut splice: Box<Splice>) {
         let mut moved = 0;
+        splice.near.carrier.lend(&mut self.spare);
         let over = loop {
             let Splice { near, far, up, down, .. } = &mut *splice;
             let passed = pass(near, far, up, &mut self.buffer)
@@ -189,6 +190,8 @@ impl Shard {
                 break false;
             }
         };
+        splice.near.carrier.take_back(&mut self.spare);
+        splice.far.carrier.take_back(&mut self.spare);
         if moved > 0 {
             splice.moved_at = now;
         }
