@@ -108,8 +108,8 @@ impl std::error::Error for FrameError {}
 #[derive(Debug, Default)]
 pub struct Decoder {
     stage: Stage,
-    /// How many bytes the last DATA frame had.
-    last: usize,
+    /// About how many bytes the last DATA frames had.
+    lately: usize,
 }
 
 #[derive(Debug)]
@@ -167,7 +167,8 @@ impl Decoder {
                     } else {
                         let off = u64::from_be_bytes(bytes[HEAD..].try_into().expect("eight bytes"));
                         let left = len - 8;
-                        self.last = left;
+                        // A short one between long ones changes little.
+                        self.lately = left.max(self.lately / 2);
                         self.stage = if left > 0 { Stage::Data { off, left } } else { Stage::default() };
                         if left == 0 {
                             return Ok(Some(Piece::Data { off, bytes: &[] }));
@@ -227,9 +228,9 @@ impl Decoder {
 
     /// The next `count` of those bytes do not come through here.
     pub fn passed(&mut self, count: usize) {
-        let Stage::Data { off, left } = &mut self.stage else {
-            return assert!(count == 0, "no bytes of a DATA frame come next");
-        };
+        // Nowhere else are there any to pass.
+        let Stage::Data { off, left } = &mut self.stage else { return };
+        let count = count.min(*left);
         *off = off.saturating_add(count as u64);
         *left -= count;
         if *left == 0 {
@@ -237,9 +238,9 @@ impl Decoder {
         }
     }
 
-    /// How many bytes the last DATA frame had that began: the next may be like it.
-    pub fn last_data(&self) -> usize {
-        self.last
+    /// About how many bytes the last DATA frames had: the next may be like them.
+    pub fn lately(&self) -> usize {
+        self.lately
     }
 
     /// Whether the bytes so far end with a whole frame: a carrier that ends elsewhere was cut.

@@ -17,6 +17,8 @@ use crate::state::pipe::hello::Greeting;
 
 /// How many bytes are taken from the pipe for one write.
 const AHEAD: usize = 512 * 1024;
+/// Nothing is taken for less room than this: what a partial write freed is no reason for a tiny frame.
+const WORTH: usize = 64 * 1024;
 
 /// What is on its way to one carrier.
 #[derive(Debug, Default)]
@@ -49,7 +51,7 @@ impl Outbox {
 
     /// Takes from the pipe what it wants to send, until enough waits for one write.
     pub fn fill(&mut self, now: Moment, pipe: &mut Pipe) {
-        while self.queued < AHEAD {
+        while self.queued <= AHEAD - WORTH {
             match pipe.next(now, AHEAD - self.queued) {
                 Some(Outgoing::Control(control)) => self.put(|small| encode_control(&control, small)),
                 Some(Outgoing::Data { off, len }) => {

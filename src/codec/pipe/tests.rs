@@ -628,3 +628,47 @@ proptest! {
         check(&world, &up, &down, "random cuts");
     }
 }
+
+#[test]
+fn writes_that_take_a_little_make_no_tiny_frames() {
+    let total = 4 << 20;
+    let mut node = Node::new(Side::Server, 8 << 20, vec![7; total]);
+    node.pipe.attach(Moment::ZERO, 1, 0, u64::MAX, &mut node.pool).expect("a fresh pipe");
+    node.local(Moment::ZERO);
+    let mut wire = Vec::new();
+    for taken in (0..).map(|round| 1_000 + 7_919 * (round % 20)) {
+        node.outbox.fill(Moment::ZERO, &mut node.pipe);
+        if node.outbox.is_empty() {
+            break;
+        }
+        let count = node.outbox.copy_to(&node.pipe, &mut wire, taken);
+        node.outbox.wrote(count);
+    }
+    let (mut lengths, mut at) = (Vec::new(), 0);
+    while at < wire.len() {
+        let len = u32::from_be_bytes([0, wire[at + 1], wire[at + 2], wire[at + 3]]) as usize;
+        if wire[at] == DATA {
+            lengths.push(len - 8);
+        }
+        at += HEAD + len;
+    }
+    assert_eq!(lengths.iter().sum::<usize>(), total);
+    let tiny = lengths.iter().filter(|len| **len < 60_000).count();
+    assert!(tiny <= 1, "only the last one: {lengths:?}");
+}
+
+#[test]
+fn a_short_frame_between_long_ones_hides_them_not() {
+    let mut decoder = Decoder::new();
+    for (len, lately) in [(200_000, 200_000), (12, 100_000), (12, 50_000), (70_000, 70_000)] {
+        let mut bytes = data_head(0, len).to_vec();
+        bytes.resize(DATA_HEAD + len, 0);
+        let mut input = &bytes[..DATA_HEAD];
+        assert_eq!(decoder.next(&mut input), Ok(None));
+        assert_eq!((decoder.lately(), decoder.amid_data()), (lately, Some((0, len))));
+        decoder.passed(len - 1);
+        assert_eq!(decoder.amid_data(), Some((len as u64 - 1, 1)));
+        decoder.passed(1);
+        assert_eq!((decoder.amid_data(), decoder.is_between_frames()), (None, true));
+    }
+}

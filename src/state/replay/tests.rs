@@ -231,8 +231,8 @@ proptest! {
             prop_assert_eq!(one.acked(), two.end());
             prop_assert!(collect(&two, two.acked(), usize::MAX) == bytes(two.acked(), two.len() as usize));
             prop_assert!(collect(&one, one.acked(), usize::MAX) == bytes(one.acked(), one.len() as usize));
-            prop_assert!(one.len() > 0 || one.memory() == 0);
-            prop_assert!(two.len() > 0 || two.memory() == 0);
+            prop_assert!(!one.is_empty() || one.memory() == 0);
+            prop_assert!(!two.is_empty() || two.memory() == 0);
         }
     }
 }

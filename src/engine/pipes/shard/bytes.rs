@@ -47,8 +47,8 @@ impl Shard {
         let is_direct = direct.is_some();
         let read = match direct {
             Some(space) => bearer.carrier.read_pieces(space, &mut pieces),
-            // Behind the head of a frame that is as long as the last the rest is read to where it stays.
-            None if raw_for_handles && bearer.decoder.last_data() >= CHUNK => {
+            // Behind the head of a frame that is as long as the last ones the rest is read to where it stays.
+            None if raw_for_handles && bearer.decoder.lately() >= CHUNK => {
                 bearer.carrier.read_pieces(&mut buffer[..HEADS], &mut pieces)
             }
             None => bearer.carrier.read_pieces(&mut buffer, &mut pieces),
