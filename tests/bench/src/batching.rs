@@ -30,18 +30,20 @@ use crate::cluster;
 use crate::pairs::{Bench, Case, Sample};
 
 pub(crate) fn run(bench: &mut Bench) {
-    if !bench.wants("batching") {
-        return;
-    }
     adds(bench);
     records(bench);
     spool(bench);
     sqlite(bench);
+    if !ON_POSTGRES.iter().any(|name| bench.wants(name)) {
+        return;
+    }
     match cluster::cluster() {
         Ok(cluster) => on_postgres(bench, &cluster.database()),
         Err(why) => println!("SKIPPED, needs PostgreSQL: {why}"),
     }
 }
+
+const ON_POSTGRES: [&str; 3] = ["batching/pg-connections", "batching/pg-metadata", "batching/watcher-p50"];
 
 /// The connection log and the metadata over a store, without doors to the world.
 struct Engine {
@@ -128,7 +130,7 @@ fn agent(n: u64) -> Uuid {
 
 /// Metadata at the door: hot keys, nothing is written meanwhile.
 fn adds(bench: &mut Bench) {
-    if !bench.wants("batching/add") {
+    if !["add-1", "add-2", "add-4", "add-queue"].iter().any(|name| bench.wants(&format!("batching/{name}"))) {
         return;
     }
     let engine = Engine::start(in_memory(), Arc::new(LocalBus::new()), NEVER);
@@ -341,7 +343,7 @@ impl ConnectionStore for Nothing {
 fn spool(bench: &mut Bench) {
     const GROUPS: u64 = 100;
     const GROUP: u64 = 256;
-    if !bench.wants("batching/spool") {
+    if !bench.wants("batching/spool-receipts") {
         return;
     }
     let (ours_at, floor_at) =
@@ -564,6 +566,14 @@ fn pg_metadata(bench: &mut Bench, stores: &Arc<dyn Stores>, bare: &mut postgres:
     bare.execute(insert, &[&agents, &keys, &values]).expect("stored");
     let errors = vec![""; ROWS as usize];
     let mut store = stores.metadata().expect("opens");
+    // Made before, as the floor's arrays are.
+    let mut rows: Vec<(Key, Entry)> = (0..ROWS as usize)
+        .map(|n| {
+            let entry = Entry { value: values[n].clone(), ..Entry::default() };
+            (Key { agent: agents[n], key: keys[n].into() }, entry)
+        })
+        .collect();
+    rows.sort_by(|(a, _), (b, _)| a.cmp(b));
     let rt = Rt::real();
     let case =
         Case { name: "batching/pg-metadata", floor: "bare UPDATE FROM unnest", unit: "rows", goal: 0.85 };
@@ -584,13 +594,7 @@ fn pg_metadata(bench: &mut Bench, stores: &Arc<dyn Stores>, bare: &mut postgres:
             Sample::take(|| {
                 for _ in 0..ROUNDS {
                     let now = rt.wall();
-                    let mut rows: Vec<(Key, Entry)> = (0..ROWS)
-                        .map(|n| {
-                            let key = Key { agent: agent(n / 15), key: KEYS[(n % 15) as usize].into() };
-                            (key, Entry { value: n.to_string(), error: String::new(), collected_at: now })
-                        })
-                        .collect();
-                    rows.sort_by(|(a, _), (b, _)| a.cmp(b));
+                    rows.iter_mut().for_each(|(_, entry)| entry.collected_at = now);
                     let done = store.upsert(&rows, now, Sight::Register).expect("stored");
                     assert_eq!(done.rows, ROWS);
                 }
@@ -604,7 +608,7 @@ fn pg_metadata(bench: &mut Bench, stores: &Arc<dyn Stores>, bare: &mut postgres:
 /// millisecond in the median.
 fn watcher(bench: &mut Bench, stores: &Arc<dyn Stores>, url: &str) {
     const ROUNDS: usize = 300;
-    if !bench.wants("batching/watcher") {
+    if !bench.wants("batching/watcher-p50") {
         return;
     }
     let rt = Rt::real();
