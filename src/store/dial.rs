@@ -69,8 +69,10 @@ impl Dial {
         if config.get_application_name().is_none() {
             config.application_name("towpath");
         }
+        // The server notices as soon as we do that the other end is gone, and lets go of its locks.
         let limits = format!(
-            "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=60000",
+            "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=60000 \
+             -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=3 -c tcp_keepalives_count=3",
             patience.statement.as_millis(),
             patience.lock.as_millis()
         );

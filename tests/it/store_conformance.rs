@@ -996,6 +996,10 @@ fn metadata_says_which_agents_changed(place: &Place) {
     let rows = [value(1, "a", "0", 1_000_000), value(2, "a", "2", 9_000_000), value(3, "a", "1", 5)];
     let second = store.upsert(&rows, now, Sight::Register).expect("stored");
     assert_eq!((second.changed, second.rows), (ids(&[2, 3]), 2));
+    // A new key beside one that is there.
+    let rows = [value(1, "a", "3", 9_500_000), value(1, "c", "1", 9_500_000)];
+    let third = store.upsert(&rows, now, Sight::Register).expect("stored");
+    assert_eq!((third.changed, third.rows), (ids(&[1]), 2), "each is written once");
     assert_eq!(store.upsert(&[], now, Sight::Register).expect("stored").rows, 0);
     // Registered on sight, under their ids until someone names them.
     let agent = store.agent(Uuid::from_u128(3)).expect("read").expect("registered");
