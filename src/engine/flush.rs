@@ -450,7 +450,7 @@ impl FlushMetadata {
         } else {
             log::warn!("{} metadata values were not stored and stay in memory: {error}", self.batch.len());
         }
-        self.store = None;
+        // The store stays: it connects again by itself, and knows what it has dated last.
         let now = self.rt.now();
         let draw = self.rand.next_u64();
         self.timer.not_before = match self.backoff.failed(now, draw) {
