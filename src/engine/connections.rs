@@ -264,7 +264,7 @@ impl Connections {
     /// record was not taken.
     pub fn record(&self, record: Record) -> Result<()> {
         let inner = &*self.shared;
-        let mut row = Row::from(self.complete(record));
+        let mut row = self.row(record);
         let mut deadline = None;
         loop {
             match inner.door.add(row) {
@@ -291,8 +291,8 @@ impl Connections {
     /// [`Code::Full`] when the spool is full or not fast enough, [`Code::TimedOut`] when it did not
     /// answer in time (the record may have been taken: send it again, with the same id),
     /// [`Code::BadConfig`] when there is no spool on disk, [`Code::Stopped`] after the engine's end.
-    pub fn record_durable(&self, record: Record) -> Result<Uuid> {
-        let record = self.complete(record);
+    pub fn record_durable(&self, mut record: Record) -> Result<Uuid> {
+        self.complete(&mut record);
         let id = record.id;
         self.record_all_durable(vec![record])?;
         Ok(id)
@@ -348,7 +348,7 @@ impl Connections {
         if inner.closed.load(Relaxed) {
             return Err(stopped());
         }
-        let rows = records.into_iter().map(|record| Row::from(self.complete(record))).collect();
+        let rows = records.into_iter().map(|record| self.row(record)).collect();
         match send(self.to_spool(rows, done)) {
             Ok(()) => Ok(()),
             Err(Refused::Full(_)) => {
@@ -376,7 +376,7 @@ impl Connections {
     /// it goes to the spool; when that cannot take it either it is dropped and counted.
     pub fn offer(&self, record: Record) {
         let inner = &*self.shared;
-        let row = match inner.door.add(Row::from(self.complete(record))) {
+        let row = match inner.door.add(self.row(record)) {
             Added::New { before } => return inner.wake(before),
             Added::Merged => return,
             Added::Full(row) | Added::Sealed(row) => row,
@@ -401,7 +401,7 @@ impl Connections {
     /// # Errors
     /// There is no room now, or the engine has ended; the record comes back.
     pub fn try_record(&self, record: Record) -> std::result::Result<(), Box<Record>> {
-        match self.shared.door.add(Row::from(self.complete(record))) {
+        match self.shared.door.add(self.row(record)) {
             Added::New { before } => {
                 self.shared.wake(before);
                 Ok(())
@@ -540,11 +540,16 @@ impl Connections {
     }
 
     /// Fills in what the caller left out.
-    fn complete(&self, record: Record) -> Record {
+    fn complete(&self, record: &mut Record) {
         let rt = &self.shared.rt;
         let id = if record.id.is_nil() { rt.uuid_v7() } else { record.id };
         let now = if record.time.0 <= 0 { rt.wall() } else { record.time };
-        record.accepted(now, id)
+        record.complete(now, id);
+    }
+
+    fn row(&self, mut record: Record) -> Row {
+        self.complete(&mut record);
+        Row::from(record)
     }
 
     fn too_full(&self) -> Error {

@@ -7,16 +7,17 @@
 //! instant. A sealed shard takes nothing more, so what was taken is found by the drain that follows
 //! the seal.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::rt::{Lock, Moment, RecvTimeoutError, Rt, Sender};
+use crate::rt::{Guard, Lock, Moment, RecvTimeoutError, Rt, Sender};
 
 /// One shard to a few producers: with 16, two of four producers meet one time in five.
 const SHARDS: usize = 16;
 
-/// The door is closed for good; what was brought comes back.
+/// The door is closed for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sealed<T>(pub(super) T);
+pub(super) struct Sealed;
 
 #[derive(Debug)]
 pub(super) struct Door<S> {
@@ -37,24 +38,38 @@ struct Gate<S> {
     shard: S,
 }
 
+/// One shard, locked: to be let go of within microseconds, and before the runtime is called.
+#[derive(Debug)]
+pub(super) struct Entered<'a, S>(Guard<'a, Gate<S>>);
+
+impl<S> Deref for Entered<'_, S> {
+    type Target = S;
+    #[inline]
+    fn deref(&self) -> &S {
+        &self.0.shard
+    }
+}
+
+impl<S> DerefMut for Entered<'_, S> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut S {
+        &mut self.0.shard
+    }
+}
+
 impl<S> Door<S> {
     pub(super) fn new(mut shard: impl FnMut() -> S) -> Door<S> {
         let shards = (0..SHARDS).map(|_| Padded(Lock::new(Gate { sealed: false, shard: shard() }))).collect();
         Door { shards, held: AtomicUsize::new(0), waiting: Lock::new(Vec::new()) }
     }
 
-    /// Does something with `it` in the shard that `hash` falls into. `act` must not call the runtime.
+    /// The shard that `hash` falls into.
     #[inline]
-    pub(super) fn enter<T, R>(
-        &self,
-        hash: u64,
-        it: T,
-        act: impl FnOnce(&mut S, T) -> R,
-    ) -> Result<R, Sealed<T>> {
+    pub(super) fn enter(&self, hash: u64) -> Result<Entered<'_, S>, Sealed> {
         // Not the lowest bits nor the highest: the maps inside use those.
         let place = (hash >> 32) as usize % SHARDS;
-        let mut gate = self.shards[place].0.lock();
-        if gate.sealed { Err(Sealed(it)) } else { Ok(act(&mut gate.shard, it)) }
+        let gate = self.shards[place].0.lock();
+        if gate.sealed { Err(Sealed) } else { Ok(Entered(gate)) }
     }
 
     /// Does something in every shard, one after the other, sealed or not.

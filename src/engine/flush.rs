@@ -1,11 +1,11 @@
 //! The flush rooms: one empties the door of the connection log, the other that of the metadata.
 //!
-//! Each owns one batch and one store connection, and writes when enough has come together, when the
+//! Each owns what it took from its door and one store connection, and writes when enough has come together, when the
 //! oldest entry has waited long enough, when somebody waits for room, or when the engine stops. What
 //! cannot be written is never dropped: connection rows go to the retry room, metadata goes back into
 //! the batch unless something newer is there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -24,8 +24,8 @@ use crate::error::{Code, Error, Result};
 use crate::metrics::{Counter, Histogram};
 use crate::rt::{Moment, Rand, RecvTimeoutError, Rt, Sender, Wall};
 use crate::state::backoff::{Backoff, Budget, Next, Policy};
-use crate::state::batch::{Added, Batch, Bounds, Reason};
-use crate::state::connection::{Key, Row};
+use crate::state::batch::{Batch, Bounds, Reason};
+use crate::state::connection::Row;
 use crate::state::metadata::{self, AGENTS_PER_NOTICE};
 use crate::state::retry::Failure;
 use crate::store::connections::{ConnectionStore, ROWS_PER_STATEMENT};
@@ -109,8 +109,9 @@ pub(super) struct FlushConnections {
     pub(super) figures: Flushes,
     pub(super) fan: Fan,
     store: Option<Box<dyn ConnectionStore>>,
-    /// What was taken from the door and could not be handed on.
-    batch: Batch<Key, Row>,
+    /// What was taken from the door, in statements. Their keys are distinct: the door is emptied when
+    /// nothing is left of the time before, and holds one row a key.
+    ready: VecDeque<Vec<Row>>,
     timer: Timer,
 }
 
@@ -130,8 +131,7 @@ pub(super) struct ConnectionParts {
 impl FlushConnections {
     pub(super) fn new(parts: ConnectionParts) -> FlushConnections {
         FlushConnections {
-            // The door is what bounds; a batch takes whatever the door held.
-            batch: Batch::new(Bounds { bound: usize::MAX, ..parts.bounds }),
+            ready: VecDeque::new(),
             timer: Timer::new(parts.bounds.capacity, parts.bounds.interval),
             store: None,
             rt: parts.rt,
@@ -145,35 +145,42 @@ impl FlushConnections {
         }
     }
 
-    /// Takes what the door holds. Rows of one connection that met only here are merged here.
-    fn gather(&mut self, now: Moment) {
-        let mut rows = Vec::new();
-        self.door.drain(&self.ledger, &mut rows);
+    /// Takes what the door holds.
+    fn gather(&mut self) {
+        let mut rows = self.door.drain(&self.ledger);
         self.fan.send(&rows);
-        let mut merged = 0;
-        for row in rows {
-            merged += usize::from(self.batch.add(now, row.key(), row) == Added::Coalesced);
+        if rows.len() > ROWS_PER_STATEMENT {
+            // Oldest first: what came together then lies together in the indexes of each statement.
+            rows.sort_by_cached_key(|row| row.first.stamp());
         }
-        moved(merged, &self.ledger.pending, &self.ledger.merged);
+        // From the end, so that no row is moved more than once.
+        while !rows.is_empty() {
+            let last = (rows.len() - 1) / ROWS_PER_STATEMENT * ROWS_PER_STATEMENT;
+            let statement = if last == 0 { std::mem::take(&mut rows) } else { rows.split_off(last) };
+            self.ready.push_front(statement);
+        }
+    }
+
+    /// How many rows wait here and at the door.
+    fn held(&self) -> usize {
+        self.door.held() + self.ready.iter().map(Vec::len).sum::<usize>()
     }
 
     /// Writes or hands on what is left of the time before, and only then what the door holds: what
     /// cannot be handed on stays there, and fills it.
     fn flush(&mut self, now: Moment, reason: Reason) {
-        if !self.empty_batch(now, reason) {
+        if !self.empty_ready(now, reason) {
             return;
         }
-        self.gather(now);
-        if self.empty_batch(now, reason) {
+        self.gather();
+        if self.empty_ready(now, reason) {
             self.timer.flushed();
         }
     }
 
-    /// Whether everything in the batch was written or handed on.
-    fn empty_batch(&mut self, now: Moment, reason: Reason) -> bool {
-        while !self.batch.is_empty() {
-            let rows: Vec<Row> =
-                self.batch.take_some(ROWS_PER_STATEMENT).into_iter().map(|(_, row)| row).collect();
+    /// Whether everything that was ready was written or handed on.
+    fn empty_ready(&mut self, now: Moment, reason: Reason) -> bool {
+        while let Some(rows) = self.ready.pop_front() {
             let left = if self.shared.reach.load(Relaxed) {
                 self.write(reason, rows)
             } else {
@@ -184,9 +191,7 @@ impl FlushConnections {
                 && let Err(rows) = self.hand_on(rows, why, reason == Reason::Shutdown)
             {
                 crate::mark!(flush_stalled);
-                for row in rows {
-                    self.batch.add(now, row.key(), row);
-                }
+                self.ready.push_front(rows);
                 self.timer.not_before = Some(now + STALLED);
                 return false;
             }
@@ -266,20 +271,18 @@ impl Room for FlushConnections {
 
     fn wake(&mut self, now: Moment, inbox: &mut Vec<ToFlush>) {
         let asked = inbox.iter().any(|message| matches!(message, ToFlush::Now(_)));
-        let held = self.door.held() + self.batch.len();
-        if let Some(reason) = self.timer.due(now, held, self.door.is_pressed(), asked) {
+        if let Some(reason) = self.timer.due(now, self.held(), self.door.is_pressed(), asked) {
             self.flush(now, reason);
         }
         // What came in while it was writing begins an interval of its own.
-        let held = self.door.held() + self.batch.len();
-        if held > 0 && self.timer.opened.is_none() {
+        if self.held() > 0 && self.timer.opened.is_none() {
             self.timer.opened = Some(self.rt.now());
         }
         answer(inbox);
     }
 
     fn deadline(&self) -> Option<Moment> {
-        self.timer.deadline(self.door.held() + self.batch.len())
+        self.timer.deadline(self.held())
     }
 
     fn end(&mut self, now: Moment, inbox: &mut Vec<ToFlush>) {
@@ -295,9 +298,8 @@ impl Room for FlushConnections {
 
     fn salvage(&mut self) {
         self.door.seal();
-        let now = self.rt.now();
-        self.gather(now);
-        let rows = self.batch.take().into_iter().map(|(_, row)| row).collect();
+        self.gather();
+        let rows = std::mem::take(&mut self.ready).into_iter().flatten().collect();
         _ = self.hand_on_last(rows);
     }
 }

@@ -263,10 +263,8 @@ impl Metadata {
         let limits = &inner.settings.limits;
         let fit = limits.fit(report.iter().map(|(key, ..)| *key));
         let taken = &report[..fit.as_ref().map_or_else(|long| long.fit, |()| report.len())];
-        let added = inner
-            .door
-            .add(agent, inner.rt.now(), taken, limits)
-            .map_err(|Sealed(())| ReportError::Stopped)?;
+        let added =
+            inner.door.add(agent, inner.rt.now(), taken, limits).map_err(|Sealed| ReportError::Stopped)?;
         inner.wake(added.before, added.new);
         if !added.refused.is_empty() {
             return Err(ReportError::Full {

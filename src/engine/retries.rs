@@ -142,8 +142,9 @@ impl Retries {
         }
     }
 
-    /// Finds a place for a batch: in memory, or in the spool.
-    fn place(&mut self, now: Moment, rows: Vec<Row>, why: Failure, credit: bool) {
+    /// Finds a place for a batch, oldest first: in memory, or in the spool.
+    fn place(&mut self, now: Moment, mut rows: Vec<Row>, why: Failure, credit: bool) {
+        rows.sort_by_cached_key(|row| row.first.stamp());
         let bytes = rows.iter().map(Row::bytes).sum();
         let draw = self.rand.next_u64();
         match self.retry.keep(now, draw, rows, bytes, why) {

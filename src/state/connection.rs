@@ -209,10 +209,9 @@ impl Record {
         }
     }
 
-    /// The record as it is accepted: an unknown time becomes `now`, a missing id `id`, and empty
+    /// Makes the record what is accepted: an unknown time becomes `now`, a missing id `id`, and empty
     /// texts and zero ids mean "none". What follows never has to ask again.
-    #[must_use]
-    pub fn accepted(mut self, now: Wall, id: Uuid) -> Record {
+    pub fn complete(&mut self, now: Wall, id: Uuid) {
         if self.time.0 <= 0 {
             self.time = now;
         }
@@ -239,7 +238,6 @@ impl Record {
                 *id = None;
             }
         }
-        self
     }
 
     /// What tells one record from another, and which of two comes first.

@@ -91,6 +91,19 @@ impl<'a> Columns<'a> {
     }
 }
 
+/// Rows that name a connection and rows that do not, each in the order of their keys: so two replicas on
+/// PostgreSQL cannot wait for each other in a circle, and SQLite finds its pages one after the other.
+pub(super) fn in_order(rows: &[Row]) -> (Vec<&Row>, Vec<&Row>) {
+    let (mut joined, mut alone): (Vec<&Row>, Vec<&Row>) =
+        rows.iter().partition(|row| row.first.connection_id.is_some());
+    joined.sort_by(|a, b| {
+        let key = |row: &Row| (row.first.connection_id, row.first.workspace_id);
+        key(a).cmp(&key(b)).then_with(|| a.first.agent_name.cmp(&b.first.agent_name))
+    });
+    alone.sort_by_key(|row| row.first.id);
+    (joined, alone)
+}
+
 /// What a query filters by, pages aside: parameters 1 to 21.
 macro_rules! filtered {
     ($head:literal, $tail:literal) => {

@@ -12,7 +12,7 @@ use postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use postgres::{Client, Statement};
 use uuid::Uuid;
 
-use super::connection_rows::ConnectionRows;
+use super::connection_rows::{ConnectionRows, in_order};
 use super::dial::{Dial, classify};
 use super::metadata::{Sight, Upserted};
 use super::metadata_rows::MetadataRows;
@@ -301,7 +301,10 @@ impl Database for PgDb {
     }
 
     fn upsert_connections(&mut self, rows: &[connection::Row]) -> Result<(), StoreError> {
-        self.run(Mode::Write, |link| batches::upsert_connections(link, rows))
+        let (joined, alone) = in_order(rows);
+        // One statement is a transaction by itself, without a word to begin it and one to end it.
+        let mode = if joined.is_empty() || alone.is_empty() { Mode::Single } else { Mode::Write };
+        self.run(mode, |link| batches::upsert_connections(link, &joined, &alone))
     }
 }
 

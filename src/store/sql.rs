@@ -7,6 +7,8 @@
 //! Time comes from two functions that both databases have: `towpath_now()` and
 //! `towpath_after(microseconds)`; `towpath_has(labels, wanted)` says whether labels contain others.
 
+use std::borrow::Cow;
+
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -243,8 +245,11 @@ fn odd(expected: &str, found: &Value) -> StoreError {
 }
 
 /// Labels as they are stored and asked for.
-pub(crate) fn labels_text(labels: &Labels) -> String {
-    serde_json::to_string(labels).expect("a map of texts is JSON")
+pub(crate) fn labels_text(labels: &Labels) -> Cow<'static, str> {
+    if labels.is_empty() {
+        return "{}".into();
+    }
+    serde_json::to_string(labels).expect("a map of texts is JSON").into()
 }
 
 /// What runs statements, inside a transaction or outside.

@@ -686,7 +686,7 @@ fn insert_stream(sql: &mut dyn Sql, row: &StreamRow) -> Result<bool, StoreError>
             row.id,
             row.name.as_str(),
             row.content_type.as_str(),
-            labels_text(&row.labels).as_str(),
+            &*labels_text(&row.labels),
             ttl,
             row.expires_at,
             &row.tag[..],
@@ -1184,15 +1184,7 @@ impl<D: Database> StreamStore for StreamRows<D> {
                      ORDER BY id LIMIT ?9"
                 ),
                 args![
-                    after,
-                    names[0],
-                    names[1],
-                    names[2],
-                    names[3],
-                    names[4],
-                    names[5],
-                    labels.as_str(),
-                    list.limit
+                    after, names[0], names[1], names[2], names[3], names[4], names[5], &*labels, list.limit
                 ],
             )?
             .into_iter()

@@ -1,13 +1,12 @@
 //! The door of the connection log: rows of one connection become one where their callers stand.
 //!
-//! Invariant: within a shard, rows of one key are one row, unless their hashes meet; then the batch of the
-//! flush room does what was left.
+//! Invariant: rows of one key are one row, and in one shard: what a drain gives has distinct keys.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher as _};
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::engine::door::{Door, Sealed};
+use crate::engine::door::Door;
 use crate::engine::ledger::{Account, Ledger};
 use crate::rt::{Hasher, Moment, Rt};
 use crate::state::batch::Merge;
@@ -25,7 +24,7 @@ pub(in crate::engine) struct ConnectionDoor {
 #[derive(Debug, Default)]
 struct Shard {
     rows: Vec<Row>,
-    /// By the hash of the key. Two keys of one hash are not merged here; the batch does that.
+    /// By the hash of the key, or the next number that is free if another key has the same.
     index: HashMap<u64, usize, BuildHasherDefault<AlreadyHashed>>,
     accepted: u64,
     merged: u64,
@@ -67,40 +66,50 @@ impl ConnectionDoor {
     /// Adds a row, or merges it into the one of its key.
     pub(super) fn add(&self, row: Row) -> Added {
         let hash = self.hash(&row);
+        self.add_at(hash, row)
+    }
+
+    fn add_at(&self, hash: u64, row: Row) -> Added {
         // A caller that finds it full waits with its row; nobody is ahead of anybody.
         let full = self.door.held() >= self.bound;
-        let entered = self.door.enter(hash, row, |shard, row| {
-            if let Some(place) = shard.index.get(&hash)
-                && let Some(held) = shard.rows.get_mut(*place)
-                && same_key(held, &row)
-            {
+        let Ok(mut shard) = self.door.enter(hash) else { return Added::Sealed(row) };
+        let shard = &mut *shard;
+        let mut place = hash;
+        while let Some(held) = shard.index.get(&place) {
+            let held = &mut shard.rows[*held];
+            if same_key(held, &row) {
                 held.merge(row);
                 shard.accepted += 1;
                 shard.merged += 1;
                 return Added::Merged;
             }
-            if full {
-                return Added::Full(row);
-            }
-            shard.index.insert(hash, shard.rows.len());
-            shard.rows.push(row);
-            shard.accepted += 1;
-            Added::New { before: self.door.grew(1) }
-        });
-        entered.unwrap_or_else(|Sealed(row)| Added::Sealed(row))
+            place = place.wrapping_add(1);
+        }
+        if full {
+            return Added::Full(row);
+        }
+        shard.index.insert(place, shard.rows.len());
+        shard.rows.push(row);
+        shard.accepted += 1;
+        Added::New { before: self.door.grew(1) }
     }
 
     /// Takes everything out; from here on it is the room's, and pending.
-    pub(in crate::engine) fn drain(&self, ledger: &Ledger, into: &mut Vec<Row>) {
-        let before = into.len();
+    pub(in crate::engine) fn drain(&self, ledger: &Ledger) -> Vec<Row> {
+        let mut shards = Vec::new();
         self.door.each(|shard| {
             ledger.accepted.fetch_add(std::mem::take(&mut shard.accepted), Relaxed);
             ledger.merged.fetch_add(std::mem::take(&mut shard.merged), Relaxed);
             ledger.pending.fetch_add(shard.rows.len() as u64, Relaxed);
-            into.append(&mut shard.rows);
+            // As much room as was needed last: whoever comes next does not wait for it to grow.
+            let room = Vec::with_capacity(shard.rows.len());
+            shards.push(std::mem::replace(&mut shard.rows, room));
             shard.index.clear();
         });
-        self.door.shrank(into.len() - before);
+        let mut rows = Vec::with_capacity(shards.iter().map(Vec::len).sum());
+        shards.iter_mut().for_each(|shard| rows.append(shard));
+        self.door.shrank(rows.len());
+        rows
     }
 
     /// Adds what the door knows and the books do not yet.
@@ -154,3 +163,7 @@ fn same_key(one: &Row, other: &Row) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+#[path = "door/tests.rs"]
+mod tests;

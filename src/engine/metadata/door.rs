@@ -75,39 +75,39 @@ impl MetadataDoor {
         now: Moment,
         report: &[(&str, &str, &str)],
         limits: &Limits,
-    ) -> Result<Added, Sealed<()>> {
+    ) -> Result<Added, Sealed> {
         let now = self.stamp(now);
         let room = self.bound.saturating_sub(self.held() + self.kept.load(Relaxed));
-        self.door.enter(self.hasher.hash_one(agent), (), |shard, ()| {
-            let Shard { agents, hasher, newest, floor, .. } = shard;
-            let keys = agents.entry(agent).or_insert_with(|| HashMap::with_hasher(hasher.clone()));
-            let (mut new, mut refused) = (0, Vec::new());
-            let at = now.max(Wall(floor.0.saturating_add(1)));
-            for (key, value, error) in report {
-                let (value, error) = limits.cut(value, error);
-                if let Some(held) = keys.get_mut(*key) {
-                    held.collected_at = at.max(Wall(held.collected_at.0 + 1));
-                    *newest = (*newest).max(held.collected_at);
-                    overwrite(&mut held.value, value);
-                    overwrite(&mut held.error, &error);
-                } else if new < room {
-                    new += 1;
-                    let entry = Entry { value: value.into(), error: owned(error), collected_at: at };
-                    *newest = (*newest).max(at);
-                    keys.insert((*key).into(), entry);
-                } else {
-                    refused.push((*key).to_owned());
-                }
+        let mut shard = self.door.enter(self.hasher.hash_one(agent))?;
+        let shard = &mut *shard;
+        let Shard { agents, hasher, newest, floor, .. } = shard;
+        let keys = agents.entry(agent).or_insert_with(|| HashMap::with_hasher(hasher.clone()));
+        let (mut new, mut refused) = (0, Vec::new());
+        let at = now.max(Wall(floor.0.saturating_add(1)));
+        for (key, value, error) in report {
+            let (value, error) = limits.cut(value, error);
+            if let Some(held) = keys.get_mut(*key) {
+                held.collected_at = at.max(Wall(held.collected_at.0 + 1));
+                *newest = (*newest).max(held.collected_at);
+                overwrite(&mut held.value, value);
+                overwrite(&mut held.error, &error);
+            } else if new < room {
+                new += 1;
+                let entry = Entry { value: value.into(), error: owned(error), collected_at: at };
+                *newest = (*newest).max(at);
+                keys.insert((*key).into(), entry);
+            } else {
+                refused.push((*key).to_owned());
             }
-            if keys.is_empty() {
-                agents.remove(&agent);
-            }
-            shard.accepted += (report.len() - refused.len()) as u64;
-            shard.coalesced += (report.len() - refused.len() - new) as u64;
-            shard.refused += refused.len() as u64;
-            let before = if new > 0 { self.door.grew(new) } else { 0 };
-            Added { before, new, refused }
-        })
+        }
+        if keys.is_empty() {
+            agents.remove(&agent);
+        }
+        shard.accepted += (report.len() - refused.len()) as u64;
+        shard.coalesced += (report.len() - refused.len() - new) as u64;
+        shard.refused += refused.len() as u64;
+        let before = if new > 0 { self.door.grew(new) } else { 0 };
+        Ok(Added { before, new, refused })
     }
 
     /// Takes everything out.

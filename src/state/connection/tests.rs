@@ -104,7 +104,7 @@ fn acceptance_fills_what_is_unknown_and_empties_what_is_empty() {
     record.user_agent = Some(String::new());
     record.connection_id = Some(Uuid::nil());
     record.code = Some(0);
-    let record = record.accepted(Wall(7), Uuid::from_u128(9));
+    record.complete(Wall(7), Uuid::from_u128(9));
     assert_eq!((record.id, record.time), (Uuid::from_u128(9), Wall(7)));
     assert_eq!((record.user_agent, record.connection_id, record.code), (None, None, Some(0)));
 }

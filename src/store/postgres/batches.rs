@@ -130,17 +130,10 @@ macro_rules! unnested {
     };
 }
 
-pub(super) fn upsert_connections(link: &mut Link, rows: &[Row]) -> Result<(), StoreError> {
-    let (mut joined, mut alone): (Vec<&Row>, Vec<&Row>) =
-        rows.iter().partition(|row| row.first.connection_id.is_some());
-    // In the order of their keys, so that two replicas cannot wait for each other in a circle.
-    joined.sort_by(|a, b| {
-        let key = |row: &Row| (row.first.connection_id, row.first.workspace_id);
-        key(a).cmp(&key(b)).then_with(|| a.first.agent_name.cmp(&b.first.agent_name))
-    });
-    alone.sort_by_key(|row| row.first.id);
-    insert(link, unnested!(joined), &joined)?;
-    insert(link, unnested!(alone), &alone)
+/// Writes rows that name a connection and rows that do not, each sorted by key; either may be none.
+pub(super) fn upsert_connections(link: &mut Link, joined: &[&Row], alone: &[&Row]) -> Result<(), StoreError> {
+    insert(link, unnested!(joined), joined)?;
+    insert(link, unnested!(alone), alone)
 }
 
 fn insert(link: &mut Link, sql: &'static str, rows: &[&Row]) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::super::connection_rows::{Columns, merge_sql};
+use super::super::connection_rows::{Columns, in_order, merge_sql};
 use super::super::metadata::{Sight, Upserted};
 use super::super::{StoreError, sql::labels_text};
 use super::failed;
@@ -78,7 +78,8 @@ pub(super) fn upsert_connections(connection: &Connection, rows: &[Row]) -> Resul
             alone
         ))
         .map_err(at)?;
-    for row in rows {
+    let (joined, single) = in_order(rows);
+    for row in joined.into_iter().chain(single) {
         let columns = Columns::of(row);
         let statement = if row.first.connection_id.is_some() { &mut merged } else { &mut alone };
         statement
