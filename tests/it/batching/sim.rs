@@ -234,6 +234,29 @@ fn sim_what_is_reported_while_a_write_fails_after_its_commit_is_what_stays() {
     });
 }
 
+/// A slow write has the store date what follows it later than it was; a failure must not make it forget that.
+#[test]
+fn sim_what_is_reported_before_a_write_fails_is_newer_than_what_a_slow_one_dated() {
+    calmly(|t| {
+        let rig = Plan::new(&t.rt()).start();
+        rig.faulty.metadata_lag.store(18, Relaxed);
+        rig.metadata.report(id(1), &[("k", "oldest", "")]).unwrap();
+        let metadata = rig.metadata.clone();
+        let flusher = t.rt().spawn("flusher", move || metadata.flush()).unwrap();
+        t.advance(SEC);
+        flusher.join().unwrap().unwrap();
+        rig.faulty.metadata_lag.store(0, Relaxed);
+        rig.metadata.report(id(1), &[("k", "old", "")]).unwrap();
+        rig.metadata.flush().unwrap();
+        rig.metadata.report(id(1), &[("k", "new", "")]).unwrap();
+        rig.faulty.set_away(true);
+        rig.metadata.flush().unwrap();
+        rig.faulty.set_away(false);
+        t.advance(30 * SEC);
+        assert_eq!(rig.metadata.get(id(1)).unwrap().values[0].value, "new");
+    });
+}
+
 #[test]
 fn sim_a_planted_notice_before_the_commit_is_found() {
     finds("notice_before_commit", 200, fleet);
