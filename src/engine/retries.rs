@@ -15,7 +15,7 @@ use super::settle::{failure, settle};
 use super::spooler::{self, Origin, ToSpool};
 use super::worker::{Inbox, Room};
 use crate::metrics::Counter;
-use crate::rt::{Moment, Rand, Rt};
+use crate::rt::{Moment, Rand, Receiver, Rt, Sender};
 use crate::spool::{Kept, SpoolError};
 use crate::state::batch::Merge;
 use crate::state::connection::{Key, Row};
@@ -33,8 +33,8 @@ pub(super) enum ToRetries {
     Failed { rows: Vec<Row>, why: Failure },
     /// Rows that must be kept though nobody holds a credit for them: the flush room ends.
     Last { rows: Vec<Row> },
-    /// The spool's answer to an append.
-    Spooled { id: u64, kept: Result<(), SpoolError> },
+    /// The spool has answered to an append.
+    Spooled,
     /// The spool's oldest page.
     Page(Result<Vec<Kept>, SpoolError>),
     /// The spool's answer to what was settled of a page.
@@ -68,6 +68,9 @@ impl Shared {
     }
 }
 
+/// Whether the spool kept the batch of that number.
+type Answer = (u64, Result<(), SpoolError>);
+
 /// Where the page of the spool is that is being sent.
 #[derive(Debug, PartialEq, Eq)]
 enum Page {
@@ -94,6 +97,7 @@ pub(super) struct Retries {
     freed: Box<dyn Fn() + Send>,
     /// Batches that the spool is writing, by number, and whether they carry a credit.
     spooling: BTreeMap<u64, (Vec<Row>, bool)>,
+    answers: (Sender<Answer>, Receiver<Answer>),
     next_id: u64,
     /// Batches that found no room, with the moment to try again.
     crowded: Vec<(Vec<Row>, bool)>,
@@ -134,6 +138,7 @@ impl Retries {
             retried: parts.retried,
             freed: parts.freed,
             spooling: BTreeMap::new(),
+            answers: parts.rt.channel("answers of the spool", 4_096),
             next_id: 0,
             crowded: Vec::new(),
             crowded_until: None,
@@ -162,9 +167,12 @@ impl Retries {
         let id = self.next_id;
         self.next_id += 1;
         let own = self.own.clone();
+        let answers = self.answers.0.clone();
         let done = Box::new(move |kept| {
-            // Refused only by a room that has ended, and then the books tell.
-            let _ = own.control(ToRetries::Spooled { id, kept });
+            // Its own way and not the inbox, which a room that is ending reads no more. It has room for all
+            // that the spool can be asked at once.
+            let _ = answers.try_send((id, kept));
+            let _ = own.control(ToRetries::Spooled);
         });
         match self.spool.control(ToSpool::Append { items, from: Origin::Memory, done }) {
             Ok(()) => _ = self.spooling.insert(id, (rows, credit)),
@@ -364,7 +372,11 @@ impl Retries {
                 self.place(now, rows, why, true);
             }
             ToRetries::Last { rows } => self.place(now, rows, Failure::Conflict, false),
-            ToRetries::Spooled { id, kept } => self.spooled(now, id, kept),
+            ToRetries::Spooled => {
+                while let Ok((id, kept)) = self.answers.1.try_recv() {
+                    self.spooled(now, id, kept);
+                }
+            }
             ToRetries::Page(page) => self.send_page(now, page),
             ToRetries::Forgotten(forgotten) => self.forgotten(now, forgotten),
             ToRetries::SpoolGrew => self.retry.spool_has_some(now),
@@ -449,6 +461,13 @@ impl Room for Retries {
             if !matches!(message, ToRetries::Page(_) | ToRetries::SpoolGrew) {
                 self.take(now, message);
             }
+        }
+        // What the spool is asked to keep it may yet refuse.
+        while !self.spooling.is_empty()
+            && let Ok((id, kept)) = self.answers.1.recv_deadline(self.shared.deadline())
+        {
+            crate::mark!(spool_answered_at_the_end);
+            self.spooled(self.rt.now(), id, kept);
         }
         let mut left = Vec::new();
         for rows in self.everything() {
