@@ -1134,10 +1134,18 @@ impl StreamsRoom {
         let (ts, hint) = (self.ts(), self.around.cursor());
         let Some(entry) = self.streams.get(&stream) else { return };
         let Some(view) = &entry.view else { return };
+        // While the store cannot be reached, what is here is all there is.
+        let asked = if entry.reading { entry.asked } else { (0, 0) };
+        let (generation, pos) = entry.hinted.max(asked);
+        let knows_of_more = view.lags(generation, pos) && !entry.degraded;
         let mut cut = Vec::new();
         for id in &entry.apart {
             let follower = self.followers.get_mut(id).expect("a follower of an entry exists");
             let Step::Opening { read: needed } = follower.step else { continue };
+            if read < needed && knows_of_more {
+                // It comes after what was written, and is to find it: the read that brings that is on its way.
+                continue;
+            }
             let came = follower.cursor;
             let reset = match follower.since {
                 Since::Start | Since::Now => None,
