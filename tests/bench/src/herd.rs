@@ -6,7 +6,7 @@
 //! `SESSIONS_IDLE` sets how many are weighed (2,000), `SESSIONS_BACK` how many come back (10,000; a process here has
 //! at most about 19,900 sockets).
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout};
 use std::time::{Duration, Instant};
 
@@ -263,10 +263,10 @@ impl Clients {
         let link = socket.link;
         socket.flush();
         let mut frames = Vec::new();
-        let (mut opened, mut over) = (false, false);
-        loop {
+        let mut opened = false;
+        let mut over = loop {
             match socket.stream.read(&mut self.buffer) {
-                Ok(0) => over = true,
+                Ok(0) => break true,
                 Ok(n) => {
                     let mut bytes = &self.buffer[..n];
                     if let Stage::Asked(head) = &mut socket.stage {
@@ -283,10 +283,9 @@ impl Clients {
                     }
                     continue;
                 }
-                Err(why) => over = why.kind() != std::io::ErrorKind::WouldBlock,
+                Err(why) => break why.kind() != std::io::ErrorKind::WouldBlock,
             }
-            break;
-        }
+        };
         if opened {
             self.step(at, Input::Dialed { dial: link });
         }
