@@ -218,9 +218,11 @@ fn stubborn(t: &Test) -> Result<()> {
             let open = link.get_or_insert_with(|| client.open(&mut number)).clone();
             open.send(Frame::text(&format!("{message}")));
             loop {
+                let mut is_back = false;
+                // All of them, also behind the one that was waited for: the link may have ended with it.
                 for event in client.next() {
                     match event.what {
-                        Happened::Text(text) if text == format!("{message}") => break 'said,
+                        Happened::Text(text) if text == format!("{message}") => is_back = true,
                         Happened::Text(text) => {
                             assert!(
                                 text.parse::<u32>().expect("a number") < message,
@@ -230,6 +232,9 @@ fn stubborn(t: &Test) -> Result<()> {
                         Happened::Closed(_) if event.tag == number => link = None,
                         _ => {}
                     }
+                }
+                if is_back {
+                    break 'said;
                 }
                 if link.is_none() {
                     break;
