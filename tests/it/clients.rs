@@ -9,25 +9,18 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::effort::not_run;
 use crate::process::Daemon;
 
 /// How long something of these may take: they are other people's programs, on a machine with other work.
 const PATIENCE: Duration = Duration::from_secs(180);
-
-/// Said where a captured test is still heard.
-fn say(what: &str) {
-    // Nobody can be told that nobody can be told.
-    let _ = writeln!(std::io::stderr(), "{what}");
-}
 
 /// A folder of tests/interop, if its packages are installed.
 fn packages(folder: &str, wanted: &str) -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(folder);
     let is_there = folder.join("node_modules").join(wanted).is_dir();
     if !is_there {
-        say(&format!(
-            "NOT RUN: no {wanted}: `make setup` runs npm ci in tests/interop and tests/interop/durable"
-        ));
+        not_run(&format!("no {wanted}: `make setup` runs npm ci in tests/interop and tests/interop/durable"));
     }
     is_there.then_some(folder)
 }
@@ -69,7 +62,7 @@ fn suite(folder: &Path, daemon: &Daemon, only: Option<&str>) -> (u64, Vec<String
     let count = |name: &str| results[name].as_u64().unwrap_or_else(|| panic!("no {name} in {results}"));
     let (passed, failed, skipped) =
         (count("numPassedTests"), count("numFailedTests"), count("numPendingTests"));
-    say(&format!("Durable Streams suite: {passed} passed, {failed} failed, {skipped} skipped"));
+    not_run(&format!("Durable Streams suite: {passed} passed, {failed} failed, {skipped} skipped"));
     let failures: Vec<String> = results["testResults"]
         .as_array()
         .into_iter()
@@ -278,7 +271,7 @@ fn interop_eventsource_of_chromium_misses_nothing() {
     let Some(folder) = packages("", "playwright-core") else { return };
     let chromium = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
     let Some(chromium) = chromium.into_iter().find(|path| Path::new(path).exists()) else {
-        return say("NOT RUN: EventSource of a browser: no Chromium: `make setup` installs it");
+        return not_run("EventSource of a browser: no Chromium: `make setup` installs it");
     };
     follows_through_everything(
         "eventsource/chromium",

@@ -4,6 +4,7 @@
 //! guardian stops the server and removes its files.
 
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
@@ -27,12 +28,17 @@ pub(crate) fn database() -> Option<String> {
     match cluster() {
         Ok(cluster) => Some(cluster.database()),
         Err(why) => {
-            eprintln!(
-                "\n*** SKIPPED, needs PostgreSQL: {why}\n*** `make setup` installs it, then run the test again\n"
-            );
+            not_run(&why);
             None
         }
     }
+}
+
+/// Says, past a test's own capture, that there is no server.
+pub(crate) fn not_run(why: &str) {
+    // Nobody can be told that nobody can be told.
+    let _ =
+        writeln!(std::io::stderr(), "\n*** NOT RUN, needs PostgreSQL: {why}\n*** `make setup` installs it\n");
 }
 
 /// The server that all tests share.

@@ -1,28 +1,23 @@
 //! The dashboard in a real browser. Where there is no Chromium or no Node with the packages of
 //! tests/interop, it says so on the terminal and is not run.
 
-use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use crate::effort::not_run;
 use crate::process::{Daemon, told, towpath};
-
-/// What keeps it from running, said where a captured test is still heard.
-fn skipped(why: &str) {
-    let _ = writeln!(std::io::stderr(), "NOT RUN: the dashboard's browser test: {why}");
-}
 
 /// A browser, if there is one with what drives it.
 fn browser() -> Option<(PathBuf, &'static str)> {
     let interop = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop");
     if !interop.join("node_modules/playwright-core").exists() {
-        skipped("no packages: `make setup` runs npm ci in tests/interop");
+        not_run("the dashboard in a browser: no packages: `make setup` runs npm ci in tests/interop");
         return None;
     }
     let places = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
     let Some(chromium) = places.into_iter().find(|path| Path::new(path).exists()) else {
-        skipped("no Chromium: `make setup` installs it");
+        not_run("the dashboard in a browser: no Chromium: `make setup` installs it");
         return None;
     };
     Some((interop, chromium))

@@ -4,7 +4,14 @@
 //! runs for a time is called `soak_*` and asks [`lasting`] how long. Both run in every `cargo test`, with
 //! the slice they name.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
+
+/// Says what was not run and what it lacks, past the test's own capture: it passes, and somebody has to know.
+pub(crate) fn not_run(what: &str) {
+    // Nobody can be told that nobody can be told.
+    let _ = writeln!(std::io::stderr(), "\n*** NOT RUN: {what}\n");
+}
 
 /// How often to do it: `CYCLES` if that is set, `whole` with `SLOW=1`, `slice` otherwise.
 pub(crate) fn cycles(slice: u64, whole: u64) -> u64 {

@@ -11,6 +11,7 @@ use towpath::state::connection::{Kind, Record, Row, Status};
 use towpath::store::Stores;
 use towpath::store::sqlite::SqliteStores;
 
+use crate::effort::not_run;
 use crate::process::{Daemon, program, told, towpath};
 use crate::store_conformance::fresh;
 
@@ -92,8 +93,7 @@ fn an_export_of_fifty_thousand_rows_costs_no_memory_though_its_reader_stalls() {
 fn a_person_sees_how_far_an_export_is_and_a_file_gets_only_rows() {
     let script = Command::new("script").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !script.is_ok_and(|status| status.success()) {
-        eprintln!("\n*** SKIPPED, needs script(1) of util-linux to be a terminal\n");
-        return;
+        return not_run("an export on a terminal: needs script(1) of util-linux");
     }
     for (rows, bar) in [(3_000, "100 %"), (11_000, "rows       11000")] {
         let daemon = filled(rows);

@@ -15,16 +15,12 @@ use serde_json::{Value, json};
 
 use crate::asking::ask;
 use crate::cluster;
-use crate::effort::cycles;
+use crate::effort::{cycles, not_run};
 use crate::process::{Daemon, program};
 
 /// How long anything may take on a machine where everything else runs too.
 const PATIENCE: Duration = Duration::from_secs(60);
 const TURNS: &str = "/v1/streams/chat/1/turns";
-
-fn skipped(why: &str) {
-    eprintln!("\n*** SKIPPED, needs network namespaces: {why}\n*** run it as root, with iproute2\n");
-}
 
 /// Runs `ip` with these words.
 fn ip(words: &str) -> Result<(), String> {
@@ -183,11 +179,13 @@ impl Viewer {
 fn fault_partition_of_two_replicas_leaves_both_with_the_same_sequence() {
     let store = match cluster::cluster() {
         Ok(cluster) => cluster.database_by_socket(),
-        Err(why) => return skipped(&format!("and PostgreSQL: {why}")),
+        Err(why) => return not_run(&format!("a partition needs PostgreSQL: {why}")),
     };
     let cable = match Cable::lay() {
         Ok(cable) => cable,
-        Err(why) => return skipped(&why),
+        Err(why) => {
+            return not_run(&format!("a partition needs network namespaces, root and iproute2: {why}"));
+        }
     };
     let (a, b) = (Replica::start(&cable, 0, &store), Replica::start(&cable, 1, &store));
     assert_eq!(a.ask("PUT /v1/streams/chat/1", "", "").0, 201);

@@ -19,9 +19,8 @@ use towpath::rt::Rt;
 use towpath::state::pipe::Liveness;
 
 use crate::cli_pipe::{Killed, text};
-use crate::effort::slow;
+use crate::effort::{not_run, slow};
 use crate::flaky::{Fault, Flaky, Weather};
-use crate::pipe_paths::not_run;
 use crate::process::{Daemon, PATIENCE, program};
 
 /// Writes `count` bytes and gives their hash.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 
-use crate::effort::cycles;
+use crate::effort::{cycles, not_run};
 use crate::fault_receipts::{agent, look, start, stored};
 use crate::process::{PATIENCE, towpath};
 
@@ -70,8 +70,7 @@ fn strace() -> bool {
 #[test]
 fn fault_a_system_call_that_fails_on_the_spool_costs_no_receipt() {
     if !strace() {
-        eprintln!("\n*** SKIPPED, needs strace and leave to trace: `make setup` installs it\n");
-        return;
+        return not_run("system calls that fail: needs strace (`make setup`) and leave to trace");
     }
     let runs = cycles(8, 500);
     const RENAMES: &str = "rename,renameat,renameat2";

@@ -18,7 +18,7 @@ fn cluster() -> Option<Cluster> {
     match Cluster::start() {
         Ok(cluster) => Some(cluster),
         Err(why) => {
-            eprintln!("\n*** SKIPPED, needs PostgreSQL: {why}\n*** `make setup` installs it\n");
+            crate::cluster::not_run(&why);
             None
         }
     }

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
 
@@ -14,15 +14,8 @@ use serde_json::{Value, json};
 use tungstenite::Message;
 
 use crate::asking::{answer, ask, connect, once, read_until};
-use crate::process::{Daemon, PATIENCE, told, towpath};
-
-fn skipped(why: &str) {
-    eprintln!("\n*** SKIPPED: {why}\n");
-}
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name)
-}
+use crate::effort::not_run;
+use crate::process::{Daemon, PATIENCE, certificate, told, towpath};
 
 /// What `/healthz` answers over TLS to somebody who trusts this file; why not, if not.
 fn health_over_tls(address: &str, trusted: &Path) -> Result<u16, String> {
@@ -47,12 +40,12 @@ fn a_certificate_is_shown_and_a_new_one_is_shown_after_sighup() {
         std::fs::copy(from_chain, &chain).expect("copied");
         std::fs::copy(from_key, &key).expect("copied");
     };
-    install(&fixture("localhost.pem"), &fixture("localhost.key"));
+    install(&certificate("localhost.pem"), &certificate("localhost.key"));
     let daemon = Daemon::start_with(&[], |command| {
         command.env("TOWPATH_TLS__CERTIFICATE", &chain).env("TOWPATH_TLS__KEY", &key);
     });
     let address = daemon.url.strip_prefix("https://").expect("it says that it speaks TLS").to_owned();
-    let authority = fixture("authority.pem");
+    let authority = certificate("authority.pem");
     assert_eq!(health_over_tls(&address, &authority), Ok(200));
     let mut plain = connect(&daemon);
     plain.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("sent");
@@ -87,7 +80,7 @@ fn a_certificate_is_shown_and_a_new_one_is_shown_after_sighup() {
         .arg(&other)
         .output();
     if !made.is_ok_and(|made| made.status.success()) {
-        return skipped("a second certificate needs openssl, and there is none");
+        return not_run("a second certificate needs openssl, and there is none");
     }
     install(&other, &other_key);
     daemon.signal("HUP");
@@ -365,7 +358,7 @@ fn an_origin_from_the_list_may_read_with_a_ticket_and_another_may_not() {
 fn sockets_that_a_service_manager_bound_are_served() {
     use std::os::fd::AsRawFd;
     if !Path::new("/bin/bash").exists() {
-        return skipped("handing a socket over needs /bin/bash, and there is none");
+        return not_run("handing a socket over needs /bin/bash, and there is none");
     }
     let bound = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = bound.local_addr().expect("bound");

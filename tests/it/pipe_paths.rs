@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cli_pipe::{Killed, echo, forward};
+use crate::effort::not_run;
 use crate::flaky::{Fault, Flaky, Weather};
 use crate::process::{Daemon, PATIENCE, program, run, told, towpath};
 
@@ -66,11 +67,6 @@ impl Connect {
         let said: Vec<String> = self.said.iter().collect();
         (status.code().expect("it exits by itself"), said.join("\n"))
     }
-}
-
-/// Past the test's own capture: somebody has to read it.
-pub(crate) fn not_run(what: &str) {
-    let _ = writeln!(std::io::stderr(), "NOT RUN: {what}");
 }
 
 /// One row of `pipe ls`.

@@ -4,6 +4,7 @@
 //! simulator. `TOWPATH_BIN` names another to run instead.
 
 use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -39,6 +40,17 @@ fn build() -> PathBuf {
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("towpath-{}", std::process::id()));
     std::fs::copy(&built, &copy).expect("the program is copied");
     copy
+}
+
+/// A port that was free a moment ago, for who has to be told one.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("bound").port()
+}
+
+/// A file of the tests' certificates.
+pub(crate) fn certificate(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name)
 }
 
 /// A command of the program, with no variable of ours in its environment.

@@ -2,12 +2,13 @@
 //! what is live comes through them at once, and pipes pass.
 
 use std::io::{BufRead, BufReader};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use crate::process::{Daemon, PATIENCE, told, towpath};
+use crate::effort::not_run;
+use crate::process::{Daemon, PATIENCE, certificate, free_port, told, towpath};
 
 fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -34,7 +35,7 @@ impl Proxy {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = towpath(arguments);
-        command.env("TOWPATH_URL", &self.url).env("SSL_CERT_FILE", root("tests/fixtures/tls/authority.pem"));
+        command.env("TOWPATH_URL", &self.url).env("SSL_CERT_FILE", certificate("authority.pem"));
         command
     }
 
@@ -64,20 +65,14 @@ fn with(text: &str, replaced: &[(&str, &str)]) -> String {
 fn is_there(program: &str) -> bool {
     let found = Command::new(program).arg(if program == "nginx" { "-v" } else { "version" }).output().is_ok();
     if !found {
-        eprintln!(
-            "\n*** SKIPPED: there is no {program} to stand before a daemon (`make setup` installs it)\n"
-        );
+        not_run(&format!("there is no {program} to stand before a daemon (`make setup` installs it)"));
     }
     found
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").port()
-}
-
-fn certificate() -> (String, String) {
-    let at = |name: &str| root("tests/fixtures/tls").join(name).to_str().expect("UTF-8").to_owned();
+/// Chain and key.
+fn identity() -> (String, String) {
+    let at = |name: &str| certificate(name).to_str().expect("UTF-8").to_owned();
     (at("localhost.pem"), at("localhost.key"))
 }
 
@@ -108,7 +103,7 @@ fn nginx_as_the_example_has_it_holds_nothing_back() {
     }
     let daemon = Daemon::start(&[]);
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let (port, (chain, key)) = (free_port(), certificate());
+    let (port, (chain, key)) = (free_port(), identity());
     let example = std::fs::read_to_string(root("examples/deploy/nginx.conf")).expect("it is there");
     let site = with(
         &example,
@@ -142,7 +137,7 @@ fn caddy_as_the_example_has_it_holds_nothing_back() {
     }
     let daemon = Daemon::start(&[]);
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let (port, (chain, key)) = (free_port(), certificate());
+    let (port, (chain, key)) = (free_port(), identity());
     let example = std::fs::read_to_string(root("examples/deploy/Caddyfile")).expect("it is there");
     let site = format!("https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {chain} {key}\n");
     let site = with(&example, &[("127.0.0.1:7700", daemon.address()), ("edge.example.com {\n", &site)]);

@@ -2,7 +2,7 @@
 //! between them are cut, workers are killed, replicas restart.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::cluster;
 use crate::flaky::{Fault, Flaky, Weather};
-use crate::process::{Daemon, told, towpath};
+use crate::process::{Daemon, certificate, free_port, told, towpath};
 
 /// How long anything may take on a machine where everything else runs too.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -199,12 +199,6 @@ impl Viewer {
     }
 }
 
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").port()
-}
-
 #[test]
 fn real_a_viewer_elsewhere_sees_every_part_once_though_the_link_between_replicas_is_cut() {
     let Some(store) = cluster::database() else { return };
@@ -240,14 +234,13 @@ fn real_a_viewer_elsewhere_sees_every_part_once_though_the_link_between_replicas
 #[test]
 fn real_replicas_show_certificates_to_each_other_and_let_nobody_else_in() {
     let Some(store) = cluster::database() else { return };
-    let fixture = |name: &str| format!("{}/tests/fixtures/tls/{name}", env!("CARGO_MANIFEST_DIR"));
     let start = |at: &str, url: &str| {
         let arguments = ["--store", &store, "--relay-listen", at, "--relay-url", url];
         Daemon::start_with(&arguments, |command| {
             command
-                .env("TOWPATH_RELAY__AUTHORITY", fixture("replicas.pem"))
-                .env("TOWPATH_RELAY__CERTIFICATE", fixture("replica.pem"))
-                .env("TOWPATH_RELAY__KEY", fixture("replica.key"));
+                .env("TOWPATH_RELAY__AUTHORITY", certificate("replicas.pem"))
+                .env("TOWPATH_RELAY__CERTIFICATE", certificate("replica.pem"))
+                .env("TOWPATH_RELAY__KEY", certificate("replica.key"));
         })
     };
     let ports = [free_port(), free_port()];
@@ -282,13 +275,20 @@ fn real_replicas_show_certificates_to_each_other_and_let_nobody_else_in() {
         }
         .map(|_| heard)
     };
-    let file = |name: &str| std::path::PathBuf::from(fixture(name));
-    let own =
-        ClientTls::among(&file("replicas.pem"), &file("replica.pem"), &file("replica.key")).expect("ours");
+    let own = ClientTls::among(
+        &certificate("replicas.pem"),
+        &certificate("replica.pem"),
+        &certificate("replica.key"),
+    )
+    .expect("ours");
     assert_eq!(health(Some(own)).expect("a replica is heard"), "H");
-    let other = ClientTls::among(&file("replicas.pem"), &file("localhost.pem"), &file("localhost.key"));
+    let other = ClientTls::among(
+        &certificate("replicas.pem"),
+        &certificate("localhost.pem"),
+        &certificate("localhost.key"),
+    );
     assert!(health(Some(other.expect("theirs"))).is_err(), "a certificate of another authority");
-    let none = ClientTls::trusting(&file("replicas.pem")).expect("an authority");
+    let none = ClientTls::trusting(&certificate("replicas.pem")).expect("an authority");
     assert!(health(Some(none)).is_err(), "no certificate");
     let heard = health(None).unwrap_or_default();
     assert!(!heard.contains("HTTP"), "without TLS there is an alert at most: {heard:?}");

@@ -15,6 +15,7 @@ use towpath::store::{Class, Labels, MetadataStore, StoreError, Stores};
 use uuid::Uuid;
 
 use crate::cluster::{Cluster, database};
+use crate::effort::not_run;
 use crate::store_conformance::fresh;
 
 fn connect(url: &str) -> Result<PostgresStores, StoreError> {
@@ -365,7 +366,7 @@ fn tls_is_used_when_the_address_asks_and_the_server_must_prove_itself_when_told_
     server.down("fast").expect("stopped");
     let certificate = match server.up_with_tls() {
         Ok(certificate) => certificate,
-        Err(why) => return eprintln!("\n*** SKIPPED, needs PostgreSQL with TLS and openssl: {why}\n"),
+        Err(why) => return not_run(&format!("PostgreSQL over TLS needs openssl: {why}")),
     };
     let url = server.url("postgres");
     let encrypted = |url: &str| {

@@ -143,6 +143,13 @@ const RULES: &[Rule] = &[
         tests_too: true,
     },
     Rule {
+        name: "what was not run is heard past the capture (effort::not_run)",
+        within: &["tests/it/"],
+        except: &[],
+        words: &["eprintln!"],
+        tests_too: true,
+    },
+    Rule {
         name: "unsafe code stays out",
         within: &["src/", "tests/", "examples/"],
         except: &[],
@@ -227,6 +234,11 @@ fn every_rule_finds_its_planted_breach() {
         ("promise", "src/engine/a.rs", "pub fn f() {}"),
         ("nothing is left to do", "src/cli/a.rs", "#[cfg(test)]|mod tests {|    fn f() { todo!() }|}"),
         ("no test is ignored", "tests/it/a.rs", "#[test]|#[ignore = \"slow\"]|fn f() {}"),
+        (
+            "what was not run is heard past the capture (effort::not_run)",
+            "tests/it/a.rs",
+            "fn f() { eprintln!(\"skipped\"); }",
+        ),
         ("unsafe code stays out", "src/rt/a.rs", "unsafe fn f() {}"),
         ("layers", "src/state/a.rs", "use crate::codec::json;"),
         ("layers", "src/codec/a.rs", "use crate::{error::Code, rt::Rt};"),

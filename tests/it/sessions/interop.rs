@@ -15,6 +15,7 @@ use towpath::state::value::Value;
 use towpath::wire::{IoThreads, Limits, Listener, Running, Target};
 
 use super::*;
+use crate::effort::not_run;
 
 /// The reference as it is now, which speaks v2.0; none if it cannot be installed.
 fn packages() -> Option<&'static Path> {
@@ -41,13 +42,7 @@ fn install(folder: &str) -> Option<PathBuf> {
         Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
         Err(error) => error.to_string(),
     };
-    #[allow(clippy::print_stderr, reason = "whoever runs the tests must see what was not tested")]
-    {
-        eprintln!(
-            "SKIPPED: @replit/river could not be installed in {}, so nothing was run against it:\n{failed}",
-            folder.display()
-        );
-    }
+    not_run(&format!("@replit/river could not be installed in {}:\n{failed}", folder.display()));
     None
 }
 
