@@ -163,7 +163,8 @@ settings! {
         certificate: OrOff<PathBuf> = "off", live;
         /// The private key of the certificate, as PEM. Read again on SIGHUP.
         key: OrOff<PathBuf> = "off", live;
-        /// Whom to trust when the daemon itself dials, as PEM: other replicas. Off: whom the system trusts.
+        /// Whom to trust when the daemon itself dials, as PEM: a web hook, and other replicas unless
+        /// `relay.authority` says it for them. Off: whom the system trusts.
         trust: OrOff<PathBuf> = "off", restart;
     }
 
@@ -406,11 +407,6 @@ impl Config {
             let text = "replicas show certificates to each other with relay.certificate, relay.key and \
                         relay.authority: set all of them or none";
             found.push(("relay.certificate", text.to_owned()));
-        }
-        if said != 0 && self.tls.trust.on().is_some() {
-            let text =
-                "the daemon dials replicas, and relay.authority says whom to trust there: set one of both";
-            found.push(("tls.trust", text.to_owned()));
         }
         if self.server.reuse_port && matches!(self.store.url, StoreAt::Sqlite | StoreAt::Memory) {
             let text = "only daemons that share a PostgreSQL can share a port: set store.url".to_owned();

@@ -222,6 +222,7 @@ impl Daemon {
         // Before anything is started: what is wrong with files is known at once.
         let (entrance, keys) = Entrance::open(config)?;
         let links = config.limits.links.unwrap_or_else(limits::raise_descriptors);
+        limits::warn_of_few_mappings();
         let crew = Crew::new(rt);
         let condition = Arc::new(Condition::new(&crew));
         let threads = config.server.io_threads.unwrap_or_else(|| crate::rt::parallelism() as u64);
@@ -231,7 +232,7 @@ impl Daemon {
         figures::of_the_doors(&mut metrics, io.doors());
         // Bound before the registry says where it is, opened when there is something behind it.
         let private = Private::bind(config)?;
-        let builder = parts::builder(config, private.url()).wire(io.wire());
+        let builder = parts::builder(config, private.url())?.wire(io.wire());
         let parts = Parts::start(&crew, builder, &mut metrics)?;
         let engine = &parts.engine;
         let trouble = parts.store_trouble.clone();

@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::io::Read;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
+
+use crate::wire::http_trust;
 
 /// How long a connection may take to come about. Answers may take longer: a follow lasts for hours.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -96,11 +96,8 @@ impl Api {
             let text = "an address begins with http:// or https://".to_owned();
             return Err(ApiError::Unreachable { url: base, text });
         }
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .root_certs(system_roots())
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .build();
+        let tls = http_trust(None)
+            .map_err(|error| ApiError::Unreachable { url: base.clone(), text: error.to_string() })?;
         let agent = ureq::Agent::config_builder()
             .tls_config(tls)
             .http_status_as_error(false)
@@ -234,24 +231,6 @@ fn problem(status: u16, text: &str) -> ApiError {
         code: code.unwrap_or_else(|| format!("http_{status}")),
         detail: field("detail"),
     }
-}
-
-/// The certificates this machine trusts: `SSL_CERT_FILE`, or where distributions keep them.
-fn system_roots() -> RootCerts {
-    const PLACES: &[&str] = &[
-        "/etc/ssl/certs/ca-certificates.crt",
-        "/etc/pki/tls/certs/ca-bundle.crt",
-        "/etc/ssl/ca-bundle.pem",
-        "/etc/ssl/cert.pem",
-    ];
-    let named = std::env::var("SSL_CERT_FILE").ok();
-    let pem = named.as_deref().into_iter().chain(PLACES.iter().copied()).find_map(|f| std::fs::read(f).ok());
-    let pem = pem.unwrap_or_default();
-    let certificates = parse_pem(&pem).filter_map(|item| match item {
-        Ok(PemItem::Certificate(certificate)) => Some(certificate),
-        _ => None,
-    });
-    RootCerts::Specific(Arc::new(certificates.collect()))
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use crate::Result;
 use crate::config::{Config, OrOff};
 use crate::engine::backends::{Backend, LinesBackend, LogBackend, WebhookBackend};
 
 /// The backends that are on.
-pub(super) fn named_by(config: &Config) -> Vec<Box<dyn Backend>> {
+pub(super) fn named_by(config: &Config) -> Result<Vec<Box<dyn Backend>>> {
     let settings = &config.connections;
     let mut backends: Vec<Box<dyn Backend>> = Vec::new();
     if let OrOff::On(path) = &settings.lines {
@@ -19,7 +20,8 @@ pub(super) fn named_by(config: &Config) -> Vec<Box<dyn Backend>> {
         backends.push(Box::new(LogBackend));
     }
     if let OrOff::On(url) = &settings.webhook {
-        backends.push(Box::new(WebhookBackend::new(url.reveal(), settings.webhook_timeout)));
+        let trust = config.tls.trust.on().map(PathBuf::as_path);
+        backends.push(Box::new(WebhookBackend::new(url.reveal(), settings.webhook_timeout, trust)?));
     }
-    backends
+    Ok(backends)
 }

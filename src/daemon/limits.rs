@@ -22,6 +22,23 @@ pub(super) fn raise_descriptors() -> u64 {
     now.saturating_sub(RESERVED).max(now / 4)
 }
 
+/// Mappings below which threads and the store may run out of them: a thread takes two, the store and the allocator
+/// some more.
+const MAPPINGS_MIN: u64 = 4_096;
+
+/// Says it when the system allows few mappings: what runs out of them fails with "out of memory", which misleads.
+pub(super) fn warn_of_few_mappings() {
+    // Other systems have no such limit.
+    let Ok(text) = std::fs::read_to_string("/proc/sys/vm/max_map_count") else { return };
+    if let Some(allowed) = too_few(&text) {
+        log::warn!(target: "towpath/few_mappings", "vm.max_map_count is {allowed}; {MAPPINGS_MIN} or more is safe");
+    }
+}
+
+fn too_few(text: &str) -> Option<u64> {
+    text.trim().parse().ok().filter(|&allowed| allowed < MAPPINGS_MIN)
+}
+
 /// What links may use, as the settings say.
 pub(super) fn of_links(config: &Config, links: u64) -> Limits {
     let (limits, number) = (&config.limits, |number| u32::try_from(number).unwrap_or(u32::MAX));
@@ -60,5 +77,17 @@ pub(super) fn of_streams(config: &Config) -> streams::Limits {
         renew_every: config.streams.renew_every,
         producer_silence_max: config.streams.producer_silence,
         ..streams::Limits::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_systems_own_number_of_mappings_is_enough_and_a_thousand_is_not() {
+        assert_eq!(too_few("65530\n"), None);
+        assert_eq!(too_few("1000\n"), Some(1_000));
+        assert_eq!(too_few("what?"), None, "what cannot be read is not judged");
     }
 }

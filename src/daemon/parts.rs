@@ -44,7 +44,7 @@ impl Parts {
 }
 
 /// The engine these settings ask for; others reach its relay at `relay_url`, if anywhere.
-pub(super) fn builder(config: &Config, relay_url: Option<String>) -> Builder {
+pub(super) fn builder(config: &Config, relay_url: Option<String>) -> Result<Builder> {
     let spool = spool::Limits {
         max_bytes: config.spool.max_bytes.bytes(),
         min_free: config.spool.min_free.bytes(),
@@ -79,7 +79,7 @@ pub(super) fn builder(config: &Config, relay_url: Option<String>) -> Builder {
         .metadata_unlogged(config.metadata.unlogged)
         .own_links(config.connections.own)
         .ages(ages);
-    for backend in backends::named_by(config) {
+    for backend in backends::named_by(config)? {
         builder = builder.backend_boxed(backend);
     }
     let builder = match relay_url {
@@ -87,9 +87,9 @@ pub(super) fn builder(config: &Config, relay_url: Option<String>) -> Builder {
         None => builder,
     };
     match &config.store.url {
-        StoreAt::Sqlite => builder,
-        StoreAt::Memory => builder.in_memory(),
-        StoreAt::Postgres(url) => builder.postgres(url),
+        StoreAt::Sqlite => Ok(builder),
+        StoreAt::Memory => Ok(builder.in_memory()),
+        StoreAt::Postgres(url) => Ok(builder.postgres(url)),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::error::{Code, Error, Result};
 use crate::metrics::{Counter, Metrics};
 use crate::rt::{Lock, Moment, Rt};
 use crate::state::connection::Row;
+use crate::wire::http_trust;
 
 /// Batches that may wait for one backend.
 const QUEUE: usize = 64;
@@ -347,17 +348,20 @@ pub struct WebhookBackend {
 }
 
 impl WebhookBackend {
-    /// Posts to `url`. `timeout` is for one try, the answer included.
-    pub fn new(url: impl Into<String>, timeout: Duration) -> WebhookBackend {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ureq::tls::TlsConfig::builder().unversioned_rustls_crypto_provider(provider).build();
+    /// Posts to `url`, and trusts whom the system trusts, or else the certificates of a PEM file. `timeout` is
+    /// for one try, the answer included.
+    ///
+    /// # Errors
+    /// If the file cannot be read or holds no certificate.
+    pub fn new(url: impl Into<String>, timeout: Duration, trust: Option<&Path>) -> Result<WebhookBackend> {
+        let tls = http_trust(trust)?;
         let config = ureq::Agent::config_builder().timeout_global(Some(timeout)).tls_config(tls).build();
         let url = url.into();
         let place = match url.parse::<ureq::http::Uri>() {
             Ok(uri) => format!("{}://{}", uri.scheme_str().unwrap_or("http"), uri.host().unwrap_or_default()),
             Err(_) => String::from("an address that is none"),
         };
-        WebhookBackend { url, place, agent: config.into() }
+        Ok(WebhookBackend { url, place, agent: config.into() })
     }
 }
 

@@ -39,7 +39,7 @@ pub use link::{
 };
 pub use listen::{Bound, Listener};
 pub use poll::{IoThreads, Running};
-pub use tls::{ClientTls, ServerTls};
+pub use tls::{ClientTls, ServerTls, http_trust};
 
 /// How an I/O thread lets go of its links when the server goes.
 #[derive(Clone, Copy, Debug)]

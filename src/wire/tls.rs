@@ -1,7 +1,7 @@
 //! TLS over a socket that does not block: rustls, driven by the same loop as everything else.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
@@ -9,6 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::error::{Code, Error, Result};
 use crate::rt::Lock;
@@ -91,17 +92,8 @@ impl ClientTls {
     /// # Errors
     /// If none of them is there.
     pub fn system() -> Result<ClientTls> {
-        const PLACES: [&str; 4] = [
-            "/etc/ssl/certs/ca-certificates.crt",
-            "/etc/pki/tls/certs/ca-bundle.crt",
-            "/etc/ssl/cert.pem",
-            "/etc/ssl/ca-bundle.pem",
-        ];
-        if let Some(file) = std::env::var_os("SSL_CERT_FILE") {
-            return ClientTls::trusting(Path::new(&file));
-        }
-        match PLACES.iter().map(Path::new).find(|place| place.exists()) {
-            Some(place) => ClientTls::trusting(place),
+        match system_bundle() {
+            Some(file) => ClientTls::trusting(&file),
             None => {
                 let text = "there is no bundle of trusted certificates: set SSL_CERT_FILE";
                 Err(Error::new(Code::BadConfig, text))
@@ -138,6 +130,42 @@ type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 fn bad(what: &Path, why: &dyn std::fmt::Display) -> Error {
     Error::new(Code::BadConfig, format!("cannot use {} for TLS: {why}", what.display()))
+}
+
+/// Where this machine says whom it trusts.
+fn system_bundle() -> Option<PathBuf> {
+    const PLACES: [&str; 4] = [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/cert.pem",
+        "/etc/ssl/ca-bundle.pem",
+    ];
+    let usual = || PLACES.iter().map(PathBuf::from).find(|place| place.exists());
+    std::env::var_os("SSL_CERT_FILE").map(PathBuf::from).or_else(usual)
+}
+
+/// For HTTP requests that block: trusts the certificates of a PEM file, or else what the system trusts, which
+/// is nobody where it does not say.
+///
+/// # Errors
+/// If the file cannot be read or holds no certificate.
+pub fn http_trust(file: Option<&Path>) -> Result<TlsConfig> {
+    let certificates: Vec<Certificate<'static>> = match file {
+        Some(file) => certificates(file)?,
+        None => system_bundle().and_then(|file| certificates(&file).ok()).unwrap_or_default(),
+    };
+    let builder = TlsConfig::builder().root_certs(RootCerts::from(certificates));
+    Ok(builder.unversioned_rustls_crypto_provider(provider()).build())
+}
+
+fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>> {
+    let read = CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+        .map_err(|error| bad(file, &error))?;
+    if read.is_empty() {
+        return Err(bad(file, &"it holds no certificate"));
+    }
+    Ok(read.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect())
 }
 
 fn identity(chain: &Path, key: &Path) -> Result<Shown> {

@@ -19,7 +19,7 @@ use crate::process::{Daemon, PATIENCE};
 const RECORD: &str = r#"{"type":"ssh","status":"connected"}"#;
 
 /// What `/readyz` says once it says what is waited for; it must be ready all the time.
-fn reasons_until(daemon: &Daemon, is: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+pub(crate) fn reasons_until(daemon: &Daemon, is: impl Fn(&[Value]) -> bool) -> Vec<Value> {
     let patience = Instant::now() + PATIENCE;
     loop {
         let (status, text) = daemon.get("/readyz");

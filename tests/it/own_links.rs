@@ -8,13 +8,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 use towpath::client::session::{Client, Options, WebSocket};
 use towpath::front::Router;
 use towpath::rt::Rt;
 use towpath::wire::{IoThreads, Limits, Target};
 
-use crate::process::{Daemon, PATIENCE, towpath};
+use crate::backends::reasons_until;
+use crate::process::{Daemon, PATIENCE, certificate, towpath};
 
 /// A daemon that writes what it records soon.
 pub(crate) fn daemon(arguments: &[&str], settings: &[(&str, &str)]) -> Daemon {
@@ -150,14 +154,25 @@ fn nothing_is_recorded_where_the_operator_wants_no_own_links() {
     assert_eq!((rows.len(), &rows[0]["type"]), (1, &json!("ssh")), "{rows:?}");
 }
 
+trait Both: Read + Write {}
+impl<T: Read + Write> Both for T {}
+
 /// Takes posts and hands their bodies on.
-fn hook() -> (String, Receiver<String>) {
+fn hook(tls: Option<Arc<ServerConfig>>) -> (String, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let url = format!("http://{}/hook/secret", listener.local_addr().expect("bound"));
+    let port = listener.local_addr().expect("bound").port();
+    let url = format!("http{}://localhost:{port}/hook/secret", if tls.is_some() { "s" } else { "" });
     let (tell, told) = sync_channel(1_000);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(stream) = stream else { return };
+            let stream: Box<dyn Both> = match &tls {
+                None => Box::new(stream),
+                Some(tls) => {
+                    let connection = ServerConnection::new(tls.clone()).expect("a configuration that works");
+                    Box::new(StreamOwned::new(connection, stream))
+                }
+            };
             let mut reader = BufReader::new(stream);
             let (mut line, mut length) = (String::new(), 0);
             while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
@@ -167,7 +182,10 @@ fn hook() -> (String, Receiver<String>) {
                 line.clear();
             }
             let mut body = vec![0; length];
-            reader.read_exact(&mut body).expect("the whole body");
+            // Whoever does not trust our certificate leaves without having said anything.
+            if length == 0 || reader.read_exact(&mut body).is_err() {
+                continue;
+            }
             let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
             reader.get_mut().write_all(answer).expect("it reads the answer");
             if tell.send(String::from_utf8(body).expect("text")).is_err() {
@@ -180,7 +198,7 @@ fn hook() -> (String, Receiver<String>) {
 
 #[test]
 fn the_log_goes_to_a_file_to_the_daemons_log_and_to_a_web_hook_besides() {
-    let (url, posts) = hook();
+    let (url, posts) = hook(None);
     let settings = [
         ("TOWPATH_CONNECTIONS__LINES", "log.jsonl"),
         ("TOWPATH_CONNECTIONS__TO_LOG", "true"),
@@ -208,6 +226,41 @@ fn the_log_goes_to_a_file_to_the_daemons_log_and_to_a_web_hook_besides() {
     daemon.signal("USR1");
     let dump = daemon.wait_for_log("webhook");
     assert!(dump.contains("/[redacted]") && !dump.contains("secret"), "{dump}");
+}
+
+#[test]
+fn a_web_hook_over_tls_is_posted_to_where_its_certificate_is_trusted() {
+    let chain = CertificateDer::pem_file_iter(certificate("localhost.pem")).expect("a chain");
+    let chain = chain.collect::<Result<Vec<_>, _>>().expect("certificates");
+    let key = PrivateKeyDer::from_pem_file(certificate("localhost.key")).expect("a key");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .expect("they belong together");
+    let (url, posts) = hook(Some(Arc::new(tls)));
+    let authority = certificate("authority.pem");
+    let mut settings = vec![("TOWPATH_CONNECTIONS__WEBHOOK", url.as_str())];
+
+    let stranger = daemon(&[], &settings);
+    assert_eq!(post(&stranger, r#"{"type":"ssh","status":"connected"}"#), 202);
+    let told = reasons_until(&stranger, |reasons| !reasons.is_empty());
+    let told = told[0].as_str().expect("a sentence");
+    assert!(
+        told.contains("webhook: posting to https://localhost: ") && told.contains("UnknownIssuer"),
+        "{told}"
+    );
+    assert!(posts.try_recv().is_err(), "nothing is said to somebody who is not trusted");
+
+    settings.push(("TOWPATH_TLS__TRUST", authority.to_str().expect("UTF-8")));
+    let daemon = daemon(&[], &settings);
+    assert_eq!(post(&daemon, r#"{"type":"ssh","status":"connected"}"#), 202);
+    let row = rows_until(&daemon, "type=ssh", |rows| rows.len() == 1).remove(0);
+    let posted = posts.recv_timeout(PATIENCE).expect("it is posted");
+    let posted: Value = serde_json::from_str(posted.trim()).expect("one line");
+    assert_eq!(posted["id"], row["id"]);
 }
 
 #[test]
