@@ -140,6 +140,69 @@ fn jwt(secret: &str, claims: &Value) -> String {
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes()))
 }
 
+/// A JWT signed by `openssl` with this private key; nothing where there is no openssl.
+fn jwt_by(alg: &str, key: &Path, claims: &Value) -> Option<String> {
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let signed = format!("{}.{}", part(&json!({"alg": alg, "typ": "JWT"})), part(claims));
+    let text = key.with_extension("text");
+    std::fs::write(&text, &signed).expect("written");
+    let mut openssl = Command::new("openssl");
+    match alg {
+        "EdDSA" => openssl.args(["pkeyutl", "-sign", "-rawin", "-in"]).arg(&text).arg("-inkey").arg(key),
+        _ => openssl.args(["dgst", "-sha256", "-sign"]).arg(key).arg(&text),
+    };
+    let made = openssl.output().ok()?;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Some(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(made.stdout)))
+}
+
+#[test]
+fn jwts_of_an_rsa_and_of_an_ed25519_key_are_good_beside_each_other_and_only_as_signed() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pair = |name: &str, algorithm: &[&str]| {
+        let (private, public) = (folder.path().join(name), folder.path().join(format!("{name}.pub")));
+        let made = Command::new("openssl").arg("genpkey").args(algorithm).arg("-out").arg(&private).output();
+        if !made.is_ok_and(|made| made.status.success()) {
+            return None;
+        }
+        let shown = Command::new("openssl")
+            .args(["pkey", "-pubout", "-in"])
+            .arg(&private)
+            .arg("-out")
+            .arg(&public)
+            .output();
+        assert!(shown.expect("it ran a moment ago").status.success());
+        Some((private, public))
+    };
+    let rsa = pair("rsa", &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]);
+    let (Some((rsa, rsa_public)), Some((ed, ed_public))) = (rsa, pair("ed", &["-algorithm", "ED25519"]))
+    else {
+        return not_run("JWTs of RSA and Ed25519 keys need openssl, and there is none");
+    };
+    let keys = format!("{},{}", rsa_public.display(), ed_public.display());
+    let daemon = Daemon::start_with(&[], |command| {
+        command.env("TOWPATH_AUTH__JWT_KEYS", &keys);
+    });
+    let claims = json!({
+        "sub": "w", "exp": now() + 3_600, "streams": [{"match": "*", "ops": ["append", "manage"]}],
+    });
+    let status =
+        |name: &str, token: &str| once(&daemon, &format!("PUT /v1/streams/{name}"), &bearer(token), "").0;
+    let signed = |alg: &str, key: &Path| jwt_by(alg, key, &claims).expect("openssl is there");
+    assert_eq!(status("a", &signed("RS256", &rsa)), 201);
+    assert_eq!(status("b", &signed("EdDSA", &ed)), 201);
+    // A public key is no secret: what is signed with it as if it were one is nobody's.
+    for public in [&rsa_public, &ed_public] {
+        let text = std::fs::read_to_string(public).expect("a key");
+        assert_eq!(status("c", &jwt(&text, &claims)), 401, "{}", public.display());
+        assert_eq!(status("c", &jwt(text.trim(), &claims)), 401, "{}", public.display());
+    }
+    let (head, signature) = (signed("RS256", &rsa), signed("EdDSA", &ed));
+    let (signed_part, _) = head.rsplit_once('.').expect("three parts");
+    let (_, other) = signature.rsplit_once('.').expect("three parts");
+    assert_eq!(status("c", &format!("{signed_part}.{other}")), 401, "another key's signature");
+}
+
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs()
 }

@@ -43,6 +43,18 @@ const RIVER: &[u8] = br#"{"id":"m1","from":"a","to":"b","seq":0,"ack":0,"payload
 const TOKEN: &[u8] = b"040g40o40000008000000000016g000008000009";
 const HELLO: &[u8] = br#"{"id":"m1","from":"a","to":"b","seq":0,"ack":0,"payload":{"type":"HANDSHAKE_REQ","protocolVersion":"v2.0","sessionId":"s","expectedSessionState":{"nextExpectedSeq":0,"nextSentSeq":0},"metadata":{}},"streamId":"h","controlFlags":0}"#;
 
+/// A new pipe to "a:1", with a token.
+const PIPE_HELLO: &[u8] =
+    b"\x10\x00\x00\x2d\x01\x01________________\x00\x03tok\x00\0\0\0\0\0\0\0\x01\0\0\0\0\0\x01\0\0\x00\x03a:1";
+/// Somebody comes back, and proves it with nonsense.
+const PIPE_PROOF: &[u8] = b"\x10\x00\x00\x25\x01\x01________________\0\0\x01iiiiiiiiiiiiiiii\
+    \x12\x00\x00\x39\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\x01\0\0________________________________";
+/// An acknowledgement, bytes, a question, the same bytes and more, the end, and a reason.
+const PIPE_CARRIED: &[u8] = b"\x02\x00\x00\x10\0\0\0\0\0\0\0\x05\0\0\0\0\0\x01\0\0\
+    \x01\x00\x00\x0b\0\0\0\0\0\0\0\0abc\x05\x00\x00\x08\0\0\0\0\0\0\0\x09\
+    \x01\x00\x00\x0c\0\0\0\0\0\0\0\x01bcde\x80\x00\x00\x01?\x03\x00\x00\x08\0\0\0\0\0\0\0\x05\
+    \x04\x00\x00\x06\0\x01\0\x02ok";
+
 targets! {
     "../fuzz/fuzz_targets/river_json.rs" river_json &[RIVER, HELLO, b"[1.5e300,null,\"\\ud83d\\ude00\"]"];
     "../fuzz/fuzz_targets/river_msgpack.rs" river_msgpack &[b"\x82\xa2id\xa1m\xa3seq\xce\x00\x01\x00\x00", b"\x93\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00\xc0\xc4\x02hi"];
@@ -62,6 +74,8 @@ targets! {
         b"\x09\x88\x04\x03\xe8ok",
         b"\x0b\x81\x04\xf0\x9f\x92\xa9\x8a\x00",
     ];
+    "../fuzz/fuzz_targets/pipe_frames.rs" pipe_frames &[PIPE_HELLO, PIPE_PROOF, PIPE_CARRIED];
+    "../fuzz/fuzz_targets/pipe_peer.rs" pipe_peer &[PIPE_HELLO, PIPE_PROOF, PIPE_CARRIED];
     "../fuzz/fuzz_targets/cursor_token.rs" cursor_token &[b"-1", b"now", TOKEN, b"0000000000000000000000000000000000000000"];
     "../fuzz/fuzz_targets/config.rs" config &[
         b"[server]\nlisten = \"127.0.0.1:0\"\nio_threads = 2\nallow_origins = [\"https://a\"]\n",
@@ -123,6 +137,18 @@ fn every_fuzz_target_survives_a_slice_of_damaged_input() {
             let survived = std::panic::catch_unwind(|| (target.run)(&bytes));
             assert!(survived.is_ok(), "{} did not survive {}", target.name, bytes.escape_ascii());
         }
+    }
+}
+
+#[test]
+fn the_seeds_of_pipes_are_frames_to_their_last_byte() {
+    use towpath::codec::pipe::Decoder;
+    for (seed, frames) in [(PIPE_HELLO, 1), (PIPE_PROOF, 2), (PIPE_CARRIED, 6)] {
+        let (mut decoder, mut input, mut read) = (Decoder::new(), seed, 0);
+        while decoder.next(&mut input).expect("a frame").is_some() {
+            read += 1;
+        }
+        assert!(read == frames && decoder.is_between_frames(), "{read} frames: {}", seed.escape_ascii());
     }
 }
 
