@@ -23,7 +23,9 @@ const TICKS: u64 = 400_000;
 
 struct Stage {
     client: Client,
-    // Dropped after the client: links first, then the sessions behind them.
+    // Dropped after the client: links first, then the sessions behind them. Each end has threads of its own, as
+    // two programs have.
+    _calling: Running,
     _running: Running,
     _server: Server,
 }
@@ -52,10 +54,12 @@ pub(crate) fn serve(rt: &Rt, metrics: &mut Metrics) -> (Server, Running) {
 fn stage(rt: &Rt) -> Stage {
     let (server, running) = serve(rt, &mut Metrics::new());
     let target = Target::parse(&format!("ws://{}/", running.addresses()[0])).expect("a target");
-    let dialer = Arc::new(WebSocket::new(running.wire(), target));
+    let io = IoThreads::new(rt, 1, None).expect("threads");
+    let calling = io.start(Limits::default(), Vec::new(), Arc::new(Router::new())).expect("threads");
+    let dialer = Arc::new(WebSocket::new(calling.wire(), target));
     let options = Options { codec: Codec::Binary, ..Options::default() };
     let client = Client::start(rt, "bench", "SERVER", dialer, options).expect("threads");
-    Stage { client, _running: running, _server: server }
+    Stage { client, _calling: calling, _running: running, _server: server }
 }
 
 fn add(client: &Client, procedure: &str, n: u64) {
