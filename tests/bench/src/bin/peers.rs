@@ -1,9 +1,10 @@
-//! The Durable Streams path beside the Rust server of that protocol, on the same work: appends, and fan-out
-//! over server-sent events.
+//! The Durable Streams path beside the Rust server of that protocol, on the same work: appends, fan-out over
+//! server-sent events, more of it than fits, and followers that stop reading. Fan-out over WebSocket, which that
+//! server does not have, is beside its server-sent events.
 //!
 //! `make bench-peers` installs the peer outside the repository and runs this. Both servers are programs of
 //! their own, started fresh for each run and in turn; this process is the load. `BENCH_PAIRS=n` sets how
-//! many pairs, `FOLLOWERS=100,1000` how many follow.
+//! many pairs, `FOLLOWERS=100,1000` how many follow, `WORK=overload` only what has that in its name.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 
-/// Bytes of a message.
+/// Bytes of a message, unless the work says otherwise.
 const MESSAGE: usize = 256;
 /// How many append at once, each to a stream of its own.
 const WRITERS: usize = 16;
@@ -34,6 +35,15 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 enum Who {
     Towpath,
     Peer,
+}
+
+impl Who {
+    fn name(self) -> &'static str {
+        match self {
+            Who::Towpath => "towpath",
+            Who::Peer => "durable-streams 0.1.5",
+        }
+    }
 }
 
 /// A server of its own process and folder.
@@ -153,6 +163,10 @@ struct Figures {
     p99: f64,
     cpu_per_million: f64,
     peak: f64,
+    /// How many of those that stopped reading were cut.
+    cut: f64,
+    /// Milliseconds until all followers were back after all their connections had been reset at once.
+    back: f64,
 }
 
 fn appends(server: &Server) -> Outcome<Figures> {
@@ -182,7 +196,14 @@ fn appends(server: &Server) -> Outcome<Figures> {
     })?;
     let units = done.load(Ordering::Relaxed) as f64;
     let (cpu, wall) = (server.cpu()? - cpu, begun.elapsed().as_secs_f64());
-    Ok(Figures { rate: units / wall, p99: 0.0, cpu_per_million: cpu / units * 1e6, peak: server.peak()? })
+    Ok(Figures {
+        rate: units / wall,
+        p99: 0.0,
+        cpu_per_million: cpu / units * 1e6,
+        peak: server.peak()?,
+        cut: 0.0,
+        back: 0.0,
+    })
 }
 
 /// One follower's connection, and what of a mark has arrived.
@@ -194,45 +215,170 @@ struct Follower {
 /// A mark in a message: when it was sent, between two signs that stand nowhere else.
 const MARK: usize = 22;
 
-fn fanout(server: &Server, followers: usize) -> Outcome<Figures> {
-    let path = "/v1/stream/fanout";
-    let mut publisher = Client::open(server.address)?;
-    publisher.must("PUT", path, b"")?;
-    let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let mut all = Vec::with_capacity(followers);
-    for n in 0..followers {
-        let mut socket = TcpStream::connect(server.address)?;
-        write!(socket, "GET {path}?offset=now&live=sse HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
-        // It follows once it has heard where the end is.
+/// The work of fan-out.
+#[derive(Clone, Copy)]
+struct Load {
+    followers: usize,
+    /// How many of them stop reading once they follow.
+    stalled: usize,
+    /// Between two messages.
+    every: Duration,
+    /// Of a message.
+    bytes: usize,
+    /// Ours is followed over the WebSocket of its own door.
+    websocket: bool,
+    /// In the end all connections are reset at once, and everybody comes back.
+    resets: bool,
+}
+
+impl Load {
+    /// Small messages, at the rate that is offered in every table.
+    fn steady(followers: usize) -> Load {
+        let every = Duration::from_nanos(1_000_000_000 * followers as u64 / OFFERED);
+        Load { followers, stalled: 0, every, bytes: MESSAGE, websocket: false, resets: false }
+    }
+}
+
+/// The stream that is followed, by the door it is written and followed through.
+#[derive(Clone, Copy)]
+enum Door {
+    DurableStreams,
+    WebSocket,
+}
+
+impl Door {
+    fn create(self, publisher: &mut Client) -> Outcome<()> {
+        match self {
+            Door::DurableStreams => publisher.must("PUT", "/v1/stream/fanout", b""),
+            Door::WebSocket => publisher.must("PUT", "/v1/streams/fanout", b""),
+        }
+    }
+
+    fn publish(self, publisher: &mut Client, message: &[u8]) -> Outcome<()> {
+        match self {
+            Door::DurableStreams => publisher.must("POST", "/v1/stream/fanout", message),
+            Door::WebSocket => {
+                let content = std::str::from_utf8(message)?;
+                let body = format!(r#"{{"role":"user","content":"{content}"}}"#);
+                publisher.must("POST", "/v1/streams/fanout/messages", body.as_bytes())
+            }
+        }
+    }
+
+    /// Follows from the end; back once it has heard where that is.
+    fn follow(self, address: SocketAddr) -> Outcome<TcpStream> {
+        let mut socket = TcpStream::connect(address)?;
+        let live: &[u8] = match self {
+            Door::DurableStreams => {
+                let path = "/v1/stream/fanout?offset=now&live=sse";
+                write!(socket, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+                b"upToDate"
+            }
+            Door::WebSocket => {
+                write!(
+                    socket,
+                    "GET /v1/streams/fanout/events?since=now HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\
+                     Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: towpath.v1\r\n\r\n"
+                )?;
+                br#""t":"live""#
+            }
+        };
         let mut heard = Vec::new();
-        while !heard.windows(8).any(|window| window == b"upToDate") {
+        while !heard.windows(live.len()).any(|window| window == live) {
             let mut buffer = [0; 1024];
             let length = socket.read(&mut buffer)?;
             if length == 0 {
-                return Err("a follower was refused".into());
+                return Err(format!("a follower was refused: {}", String::from_utf8_lossy(&heard)).into());
             }
             heard.extend_from_slice(&buffer[..length]);
         }
+        Ok(socket)
+    }
+}
+
+/// How many of these are over, once what had been sent is read.
+fn cut(stalled: Vec<TcpStream>) -> Outcome<usize> {
+    let mut over = 0;
+    let mut buffer = vec![0; 64 * 1024];
+    for mut socket in stalled {
+        // What was queued for it comes now; who is not cut has nothing more to say, or goes on for ever.
+        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until {
+            match socket.read(&mut buffer) {
+                Ok(0) => {
+                    over += 1;
+                    break;
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+                    over += 1;
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+    }
+    Ok(over)
+}
+
+/// Resets all connections at once; how long until as many follow again.
+fn come_back(door: Door, address: SocketAddr, all: Vec<Follower>) -> Outcome<Duration> {
+    let count = all.len();
+    // A connection that is closed with something unread is reset: the last message lies in all of them.
+    door.publish(&mut Client::open(address)?, &[b'#'; MESSAGE])?;
+    for follower in &all {
+        follower.socket.set_nonblocking(false)?;
+        follower.socket.peek(&mut [0])?;
+    }
+    drop(all);
+    let begun = Instant::now();
+    // From two threads, as this machine has two cores.
+    std::thread::scope(|scope| {
+        let half = |count: usize| {
+            scope.spawn(move || -> Result<Vec<TcpStream>, String> {
+                (0..count).map(|_| door.follow(address).map_err(|error| error.to_string())).collect()
+            })
+        };
+        let halves = [half(count / 2), half(count - count / 2)];
+        for back in halves {
+            back.join().map_err(|_| "a follower panicked")??;
+        }
+        Ok(begun.elapsed())
+    })
+}
+
+fn fanout(who: Who, server: &Server, load: Load) -> Outcome<Figures> {
+    let door = if who == Who::Towpath && load.websocket { Door::WebSocket } else { Door::DurableStreams };
+    let mut publisher = Client::open(server.address)?;
+    door.create(&mut publisher)?;
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let healthy = load.followers - load.stalled;
+    let mut all = Vec::with_capacity(healthy);
+    for n in 0..healthy {
+        let socket = door.follow(server.address)?;
         socket.set_nonblocking(true)?;
         let data = epoll::EventData::new_u64(n as u64);
         epoll::add(&set, socket.as_fd(), data, epoll::EventFlags::IN)?;
         all.push(Follower { socket, rest: Vec::new() });
     }
-    let every = Duration::from_nanos(1_000_000_000 * followers as u64 / OFFERED);
-    let messages = (FANOUT_FOR.as_nanos() / every.as_nanos()) as usize;
+    let stalled =
+        (0..load.stalled).map(|_| door.follow(server.address)).collect::<Outcome<Vec<TcpStream>>>()?;
+    let messages = (FANOUT_FOR.as_nanos() / load.every.as_nanos()) as usize;
     let base = Instant::now();
     let cpu = server.cpu()?;
     let publishing = std::thread::spawn(move || -> Result<(), String> {
         for n in 0..messages {
-            let at = every * n as u32;
+            let at = load.every * n as u32;
             std::thread::sleep(at.saturating_sub(base.elapsed()));
             let mut message = format!("@{:020}@", base.elapsed().as_nanos()).into_bytes();
-            message.resize(MESSAGE, b'#');
-            publisher.must("POST", path, &message).map_err(|error| error.to_string())?;
+            message.resize(load.bytes, b'#');
+            door.publish(&mut publisher, &message).map_err(|error| error.to_string())?;
         }
         Ok(())
     });
-    let wanted = messages * followers;
+    let wanted = messages * healthy;
     let mut waits = Vec::with_capacity(wanted);
     let mut events = Vec::with_capacity(1_024);
     let mut buffer = vec![0; 64 * 1024];
@@ -256,11 +402,16 @@ fn fanout(server: &Server, followers: usize) -> Outcome<Figures> {
     }
     let (cpu, wall) = (server.cpu()? - cpu, base.elapsed().as_secs_f64());
     waits.sort_unstable();
+    let peak = server.peak()?;
+    let cut = cut(stalled)? as f64;
+    let back = if load.resets { come_back(door, server.address, all)? } else { Duration::ZERO };
     Ok(Figures {
         rate: wanted as f64 / wall,
         p99: waits[wanted * 99 / 100] as f64 / 1e6,
         cpu_per_million: cpu / wanted as f64 * 1e6,
-        peak: server.peak()?,
+        peak,
+        cut,
+        back: back.as_secs_f64() * 1e3,
     })
 }
 
@@ -274,10 +425,15 @@ fn take_marks(rest: &mut Vec<u8>, arrived: &[u8], base: Instant, waits: &mut Vec
             at = begin;
             break;
         };
-        let sent: u64 =
-            std::str::from_utf8(&mark[1..MARK - 1]).ok().and_then(|it| it.parse().ok()).unwrap_or(now);
-        waits.push(now.saturating_sub(sent));
-        at = begin + MARK;
+        let digits = std::str::from_utf8(&mark[1..MARK - 1]).unwrap_or_default();
+        match digits.parse::<u64>() {
+            Ok(sent) if mark.ends_with(b"@") => {
+                waits.push(now.saturating_sub(sent));
+                at = begin + MARK;
+            }
+            // A byte of a frame's length.
+            _ => at = begin + 1,
+        }
     }
     let begun = rest[at..].iter().position(|byte| *byte == b'@').map_or(rest.len(), |found| at + found);
     rest.drain(..begun);
@@ -293,38 +449,60 @@ fn main() -> Outcome<()> {
     let programs = PathBuf::from(std::env::args().nth(1).ok_or("say where the programs are: target")?);
     let pairs: usize = std::env::var("BENCH_PAIRS").ok().and_then(|pairs| pairs.parse().ok()).unwrap_or(3);
     let followers = std::env::var("FOLLOWERS").unwrap_or_else(|_| "100,1000".into());
-    println!("| work | who | a second | p99 ms | CPU s per million | peak MiB |");
-    println!("|---|---|---|---|---|---|");
-    let mut works: Vec<(String, Option<usize>)> = vec![(format!("append, {WRITERS} writers"), None)];
+    let only = std::env::var("WORK").unwrap_or_default();
+    println!("| work | who | a second | p99 ms | CPU s per million | peak MiB | cut | back ms |");
+    println!("|---|---|---|---|---|---|---|---|");
+    let mut works: Vec<(String, Option<Load>)> = vec![(format!("append, {WRITERS} writers"), None)];
     for count in followers.split(',') {
-        works.push((format!("fan-out to {count}"), Some(count.trim().parse()?)));
+        works.push((format!("fan-out to {count}"), Some(Load::steady(count.trim().parse()?))));
     }
-    for (name, followers) in works {
+    let websocket = Load { websocket: true, ..Load::steady(1_000) };
+    works.push(("fan-out to 1000, ours over WebSocket".into(), Some(websocket)));
+    let overload = Load { every: Duration::from_micros(2_500), resets: true, ..Load::steady(1_000) };
+    works.push(("overload: 1000 followers, 400 messages a second".into(), Some(overload)));
+    let every = Duration::from_millis(2);
+    let stalled = Load { stalled: 20, every, bytes: 8 * 1024, ..Load::steady(40) };
+    works.push(("stalled: 20 of 40 do not read 8 KiB, 500 times a second".into(), Some(stalled)));
+    works.push((
+        "stalled: none of 20, to compare".into(),
+        Some(Load { followers: 20, stalled: 0, ..stalled }),
+    ));
+    for (name, load) in works.into_iter().filter(|(name, _)| name.contains(&only)) {
         let mut runs: [Vec<Figures>; 2] = [Vec::new(), Vec::new()];
         for _ in 0..pairs {
             for (side, who) in [Who::Peer, Who::Towpath].into_iter().enumerate() {
                 let server = Server::start(who, &programs)?;
-                runs[side].push(match followers {
-                    None => appends(&server)?,
-                    Some(count) => fanout(&server, count)?,
-                });
+                let run = match load {
+                    None => appends(&server),
+                    Some(load) => fanout(who, &server, load),
+                };
+                match run {
+                    Ok(figures) => runs[side].push(figures),
+                    Err(error) => println!("| {name} | {} | failed: {error} |", who.name()),
+                }
             }
         }
-        for (who, runs) in ["durable-streams 0.1.5", "towpath"].into_iter().zip(&runs) {
+        if runs.iter().any(Vec::is_empty) {
+            continue;
+        }
+        for (who, runs) in [Who::Peer, Who::Towpath].into_iter().zip(&runs) {
             let of = |figure: fn(&Figures) -> f64| median(runs.iter().map(figure));
             println!(
-                "| {name} | {who} | {:.0} | {:.2} | {:.2} | {:.1} |",
+                "| {name} | {} | {:.0} | {:.2} | {:.2} | {:.1} | {:.0} | {:.0} |",
+                who.name(),
                 of(|run| run.rate),
                 of(|run| run.p99),
                 of(|run| run.cpu_per_million),
                 of(|run| run.peak),
+                of(|run| run.cut),
+                of(|run| run.back),
             );
         }
         let ratio = |figure: fn(&Figures) -> f64| {
             median(runs[1].iter().zip(&runs[0]).map(|(ours, peer)| figure(ours) / figure(peer).max(1e-9)))
         };
         println!(
-            "| {name} | ratio, ours to the peer's | {:.2} | {:.2} | {:.2} | {:.2} |",
+            "| {name} | ratio, ours to the peer's | {:.2} | {:.2} | {:.2} | {:.2} | | |",
             ratio(|run| run.rate),
             ratio(|run| run.p99),
             ratio(|run| run.cpu_per_million),
