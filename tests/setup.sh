@@ -65,6 +65,8 @@ have chromium || have chromium-browser || have google-chrome ||
     install "real ssh, scp and rsync through pipes whose connections break" openssh-server openssh-client rsync
 compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null ||
     install "a calendar that jumps, as it does when a machine wakes from sleep" faketime
+have ip && have python3 ||
+    install "replicas and pipes over links that break or lose packets" iproute2 python3-minimal
 have nginx && have caddy ||
     install "the proxy configurations of examples/deploy" nginx-light caddy
 

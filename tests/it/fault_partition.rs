@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TURNS: &str = "/v1/streams/chat/1/turns";
 
 /// Runs `ip` with these words.
-fn ip(words: &str) -> Result<(), String> {
+pub(crate) fn ip(words: &str) -> Result<(), String> {
     let output = Command::new("ip").args(words.split(' ')).stdin(Stdio::null()).output();
     let output = output.map_err(|error| format!("ip: {error}"))?;
     match output.status.success() {

@@ -3,6 +3,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use towpath::state::pipe::Liveness;
 
 use crate::cli_pipe::{Killed, text};
 use crate::effort::{not_run, slow};
+use crate::fault_partition::ip;
 use crate::flaky::{Fault, Flaky, Weather};
 use crate::process::{Daemon, PATIENCE, program};
 
@@ -141,11 +144,30 @@ fn has(tool: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(tool).exists()))
 }
 
-/// A private sshd for whoever runs this, on a port of its own.
+/// A user of this machine.
+struct User {
+    name: String,
+    uid: u32,
+    gid: u32,
+}
+
+/// Whom a test that runs as root can be instead, with a shell to log in to.
+fn somebody() -> Option<User> {
+    let users = std::fs::read_to_string("/etc/passwd").ok()?;
+    users.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [name, _, uid, gid, _, _, shell] = fields[..] else { return None };
+        let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
+        let logs_in = shell.ends_with("/bash") || shell.ends_with("/sh");
+        (uid != 0 && logs_in).then(|| User { name: name.to_owned(), uid, gid })
+    })
+}
+
+/// A private sshd for an unprivileged user where there is one, on a port of its own.
 struct Sshd {
     _running: Killed,
     port: u16,
-    user: String,
+    user: User,
     home: tempfile::TempDir,
 }
 
@@ -171,20 +193,33 @@ impl Sshd {
         let port = free.expect("a free port").port();
         let config = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\n\
-             UsePAM no\nStrictModes no\nPasswordAuthentication no\nPermitRootLogin yes\n\
+             UsePAM no\nStrictModes no\nPasswordAuthentication no\n\
              ClientAliveInterval 0\nSubsystem sftp internal-sftp\n",
             at("host"),
             at("known")
         );
         std::fs::write(at("config"), config).expect("written");
-        let me = Command::new("id").arg("-un").output().expect("id runs");
-        let user = String::from_utf8_lossy(&me.stdout).trim().to_owned();
-        if user == "root" {
-            // What a package's start script would do.
-            std::fs::create_dir_all("/run/sshd").map_err(|error| format!("/run/sshd: {error}"))?;
+        std::fs::copy(program(), at("towpath")).expect("copied");
+        let user = match rustix::process::geteuid().is_root() {
+            true => somebody().ok_or("there is no user besides root who could log in")?,
+            false => {
+                let me = Command::new("id").arg("-un").output().expect("id runs");
+                let name = String::from_utf8_lossy(&me.stdout).trim().to_owned();
+                User {
+                    name,
+                    uid: rustix::process::geteuid().as_raw(),
+                    gid: rustix::process::getegid().as_raw(),
+                }
+            }
+        };
+        let files = ["", "host", "user", "known", "config", "towpath"].map(|name| home.path().join(name));
+        for file in files {
+            chown(file, Some(user.uid), Some(user.gid)).map_err(|error| error.to_string())?;
         }
         let mut child = Command::new(server)
             .args(["-D", "-e", "-f", &at("config")])
+            .uid(user.uid)
+            .gid(user.gid)
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| error.to_string())?;
@@ -201,9 +236,20 @@ impl Sshd {
         Ok(Sshd { _running: Killed(child), port, user, home })
     }
 
+    /// A program run by whoever the server is for.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.uid(self.user.uid).gid(self.user.gid).env("HOME", self.home.path());
+        command
+    }
+
     /// What ssh, scp and rsync are told.
     fn options(&self, url: &str) -> Vec<String> {
-        let proxy = format!("{} connect {url} 127.0.0.1:{} --quiet", program().display(), self.port);
+        let proxy = format!(
+            "{} connect {url} 127.0.0.1:{} --quiet",
+            self.home.path().join("towpath").display(),
+            self.port
+        );
         [
             format!("ProxyCommand={proxy}"),
             format!("IdentityFile={}", self.home.path().join("user").display()),
@@ -274,11 +320,11 @@ fn fault_ssh_scp_and_rsync_notice_nothing_of_a_storm_of_resets() {
     let flaky = Flaky::start("127.0.0.1:0", daemon.address(), 1, Weather::default()).expect("a free port");
     let flaky = Arc::new(flaky);
     let options = sshd.options(&format!("http://{}", flaky.address()));
-    let host = format!("{}@127.0.0.1", sshd.user);
+    let host = format!("{}@127.0.0.1", sshd.user.name);
     let at = |name: &str| sshd.home.path().join(name);
 
     // A session: each line is answered although its connection is cut before each.
-    let mut session = Command::new("ssh");
+    let mut session = sshd.command("ssh");
     session.args(&options).arg(&host).arg("cat");
     session.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut session = session.spawn().expect("ssh starts");
@@ -298,7 +344,7 @@ fn fault_ssh_scp_and_rsync_notice_nothing_of_a_storm_of_resets() {
     let bytes = text(size);
     std::fs::write(at("sent"), &bytes).expect("written");
     let storm = Storm::over(&flaky, every);
-    let mut copy = Command::new("scp");
+    let mut copy = sshd.command("scp");
     copy.arg("-q").args(["-l", &(megabits * 1_000).to_string()]).args(&options).arg(at("sent"));
     copy.arg(format!("{host}:{}", at("received").display()));
     ran_well(&copy.output().expect("scp runs"), "scp");
@@ -311,7 +357,7 @@ fn fault_ssh_scp_and_rsync_notice_nothing_of_a_storm_of_resets() {
         std::fs::write(at("folder").join(number.to_string()), part).expect("written");
     }
     let storm = Storm::over(&flaky, every);
-    let mut sync = Command::new("rsync");
+    let mut sync = sshd.command("rsync");
     let shell = ["ssh".to_owned()].into_iter().chain(options.iter().map(|option| format!("'{option}'")));
     sync.args(["-a", "--whole-file", "--bwlimit", &(megabits * 125).to_string()]);
     sync.args(["-e", &shell.collect::<Vec<_>>().join(" ")]);
@@ -324,4 +370,113 @@ fn fault_ssh_scp_and_rsync_notice_nothing_of_a_storm_of_resets() {
     }
     assert!(by_scp > 0 && by_rsync > 0, "{by_scp} and {by_rsync} cuts");
     println!("ssh 10 cuts, scp {} MiB {by_scp} cuts, rsync {by_rsync} cuts: all of it equal", size >> 20);
+}
+
+/// Two namespaces, and a link between them that loses a part of the packets; gone when dropped.
+struct Lossy {
+    names: [String; 2],
+    link: Option<Child>,
+    said: Receiver<String>,
+}
+
+impl Lossy {
+    const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/lossy.py");
+
+    fn lay(percent: u32) -> Result<Lossy, String> {
+        let names = ["a", "b"].map(|end| format!("towpath-{}-lossy-{end}", std::process::id()));
+        let mut lossy = Lossy { names, link: None, said: sync_channel(1).1 };
+        for name in &lossy.names {
+            ip(&format!("netns add {name}"))?;
+            ip(&format!("-n {name} link set lo up"))?;
+        }
+        let mut link = Command::new("python3");
+        link.arg(Lossy::SCRIPT).args(&lossy.names).args([&percent.to_string(), "1"]);
+        link.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut link = link.spawn().map_err(|error| format!("python3: {error}"))?;
+        lossy.said = lines_of(&mut link);
+        lossy.link = Some(link);
+        match lossy.said.recv_timeout(PATIENCE) {
+            Ok(line) if line == "ready" => Ok(lossy),
+            _ => Err("there is no tun device here that lossy.py could use".into()),
+        }
+    }
+
+    /// A program in one of the namespaces.
+    fn command(&self, end: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.names[end]]).arg(program);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("TOWPATH_") {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+
+    /// How many packets were lost, and of how many.
+    fn lost(&mut self) -> (u64, u64) {
+        let mut link = self.link.take().expect("it runs");
+        drop(link.stdin.take());
+        let line = self.said.recv_timeout(PATIENCE).expect("it says what it did");
+        assert!(link.wait().expect("it ends").success());
+        let number = |at: usize| line.split(' ').nth(at).and_then(|word| word.parse().ok());
+        (number(0).expect("a number"), number(2).expect("a number"))
+    }
+}
+
+impl Drop for Lossy {
+    fn drop(&mut self) {
+        if let Some(link) = &mut self.link {
+            let _ = link.kill();
+            let _ = link.wait();
+        }
+        for name in &self.names {
+            // One that was never made is not there to be removed.
+            let _ = ip(&format!("netns delete {name}"));
+        }
+    }
+}
+
+#[test]
+fn fault_a_link_that_loses_three_packets_of_ten_costs_time_and_no_byte() {
+    const PERCENT: u32 = 30;
+    let mut lossy = match Lossy::lay(PERCENT) {
+        Ok(lossy) => lossy,
+        Err(why) => return not_run(&format!("a pipe over a link that loses packets: {why}")),
+    };
+    let size = if slow() { 16 << 20 } else { 256 << 10 };
+    let data = tempfile::tempdir().expect("a temporary folder");
+    // The pipe leads to something that sends everything back.
+    let echo = "import socket\ns = socket.create_server(('127.0.0.1', 7))\nprint('ready', flush=True)\n\
+                c = s.accept()[0]\nwhile b := c.recv(65536): c.sendall(b)\nc.shutdown(socket.SHUT_WR)";
+    let mut echo =
+        lossy.command(1, "python3").args(["-c", echo]).stdout(Stdio::piped()).spawn().expect("it starts");
+    let said = lines_of(&mut echo);
+    let _echo = Killed(echo);
+    assert_eq!(said.recv_timeout(PATIENCE).expect("it listens"), "ready");
+    let mut serve = lossy.command(1, program());
+    serve.args(["serve", "--insecure", "--listen", "192.0.2.2:7700", "--allow", "127.0.0.1:7", "--data"]);
+    serve.arg(data.path().join("data"));
+    let _daemon = Daemon::start_command(serve);
+
+    let sent = text(size);
+    let begun = Instant::now();
+    let mut connect = lossy.command(0, program());
+    connect.args(["connect", "http://192.0.2.2:7700", "127.0.0.1:7", "--quiet"]);
+    connect.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut connect = connect.spawn().expect("it starts");
+    let mut stdin = connect.stdin.take().expect("piped");
+    let output = thread::scope(|scope| {
+        scope.spawn(|| {
+            stdin.write_all(&sent).expect("it takes them");
+            drop(stdin);
+        });
+        connect.wait_with_output().expect("it ends")
+    });
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout == sent, "{} of {size} bytes came back", output.stdout.len());
+    let took = begun.elapsed();
+    let (lost, of) = lossy.lost();
+    assert!(lost * 100 > of * u64::from(PERCENT) / 2, "{lost} of {of}: hardly any were lost");
+    println!("{} KiB there and back through a link that lost {lost} of {of} packets: {took:?}", size >> 10);
 }
