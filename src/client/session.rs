@@ -54,6 +54,24 @@ pub const TIMED_OUT: &str = "TIMED_OUT";
 pub const BAD_ANSWER: &str = "BAD_ANSWER";
 
 /// A client. Cheap to clone; when the last clone is dropped it says goodbye and its thread is joined.
+///
+/// ```
+/// use std::sync::Arc;
+/// use towpath::client::session::{DialWith, Options};
+/// use towpath::{Client, Procedure, Rt, Service, Services, Sessions};
+///
+/// let rt = Rt::real();
+/// let math = Service::new("math").with("double", Procedure::rpc(|_, n: u64| Ok(n * 2)));
+/// let server = Sessions::builder(&rt, Services::new().with(math)).start()?;
+/// // Over a network: `WebSocket::new(wire, Target::parse("wss://…/river")?)`.
+/// let memory = server.memory_dialer();
+/// let dialer = DialWith::new(&rt, move |ear| Ok(memory.dial(ear)?.0));
+/// let client = Client::start(&rt, "me", "SERVER", Arc::new(dialer), Options::default())?;
+/// assert_eq!(client.rpc::<_, u64>("math", "double", &21)?, 42);
+/// client.cut(); // the next call dials again, and nobody notices
+/// assert_eq!(client.rpc::<_, u64>("math", "double", &4)?, 8);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,

@@ -504,6 +504,20 @@ pub struct Pipes {
 }
 
 /// A way to the threads that own pipes. Cheap to clone.
+///
+/// ```
+/// use std::sync::mpsc;
+/// use towpath::{Pipe, PipeListener, Rt};
+///
+/// let rt = Rt::real();
+/// let listener = PipeListener::bind(&rt, "127.0.0.1:0")?;
+/// let _near = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "demo")?;
+/// let _far = listener.accept()?.pipe;
+/// let (tell, told) = mpsc::channel();
+/// listener.pipes().list(move |pipes| drop(tell.send(pipes.len())));
+/// assert_eq!(told.recv()?, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct PipesHandle {
     rt: Rt,

@@ -103,6 +103,19 @@ pub enum Op {
 }
 
 /// The runtime. Cheap to clone; every part of an engine holds one.
+///
+/// ```
+/// use towpath::Rt;
+///
+/// // The operating system's threads and clock. What is written against it also runs under the simulator
+/// // (`towpath::testing`), which hands out an `Rt` with virtual time.
+/// let rt = Rt::real();
+/// let (numbers, all) = rt.channel("numbers", 4);
+/// let thread = rt.spawn("count", move || (1..=3).for_each(|n| drop(numbers.send(n))))?;
+/// assert_eq!(all.iter().sum::<i32>(), 6);
+/// thread.join().expect("it counted");
+/// # Ok::<(), towpath::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Rt {
     arm: Arm,

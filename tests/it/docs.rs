@@ -120,3 +120,49 @@ fn every_page_of_the_manual_is_in_its_table_and_every_link_leads_somewhere() {
         }
     }
 }
+
+/// The names that `pub use` lines of the front give away, with the folder or file they come from.
+fn front(lib: &str) -> Vec<(String, String)> {
+    let mut names = Vec::new();
+    for line in lib.split("\npub use ").skip(1) {
+        let line = line.split(';').next().unwrap_or_default().replace(['\n', ' '], "");
+        let (path, list) = line.rsplit_once("::").expect("a path");
+        for name in list.trim_matches(['{', '}']).split(',').filter(|name| !name.is_empty()) {
+            // `A as B` without its blanks: a type's name begins with an upper-case letter, `as` stands inside.
+            let name = name.split("as").next().filter(|name| !name.is_empty()).unwrap_or(name);
+            names.push((name.to_owned(), format!("src/{}", path.replace("::", "/"))));
+        }
+    }
+    names
+}
+
+#[test]
+fn everything_the_front_gives_away_has_an_example() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let names = front(&fs::read_to_string(root.join("src/lib.rs")).expect("the front"));
+    assert!(names.len() > 30, "{names:?}");
+    let documented = |name: &str, text: &str| {
+        let whole = |end: usize| !text[end..].starts_with(|c: char| c.is_alphanumeric() || c == '_');
+        ["struct", "enum"].iter().any(|what| {
+            let begin = format!("\npub {what} {name}");
+            let at = text.match_indices(&begin).find(|(at, _)| whole(at + begin.len()));
+            let before = at.map_or("", |(at, _)| &text[..at]).lines().rev();
+            before
+                .take_while(|line| line.starts_with("///") || line.starts_with("#["))
+                .any(|l| l == "/// ```")
+        })
+    };
+    let sources = |place: &str| {
+        let file = root.join(format!("{place}.rs"));
+        let folder = fs::read_dir(root.join(place)).into_iter().flatten().flatten().map(|entry| entry.path());
+        let files = folder.chain([file]).filter_map(|file| fs::read_to_string(file).ok());
+        files.collect::<Vec<String>>()
+    };
+    // An alias of the standard library's is explained there.
+    let without: Vec<_> = names
+        .iter()
+        .filter(|(name, _)| name != "Result")
+        .filter(|(name, place)| !sources(place).iter().any(|text| documented(name, text)))
+        .collect();
+    assert!(without.is_empty(), "no example stands at {without:?}");
+}
