@@ -75,6 +75,8 @@ struct State {
     next_conn: u64,
     /// Directions in which nothing arrives.
     blocked: BTreeSet<(String, String)>,
+    /// Who is reached under the names of others.
+    misled: BTreeMap<String, String>,
     vanished: BTreeSet<String>,
 }
 
@@ -131,6 +133,7 @@ impl Net {
             conns: BTreeMap::new(),
             next_conn: 0,
             blocked: BTreeSet::new(),
+            misled: BTreeMap::new(),
             vanished: BTreeSet::new(),
         };
         let shared = Shared { rt: test.rt(), grid: test.grid(), state: Lock::new(state) };
@@ -159,9 +162,19 @@ impl Net {
         self.shared.state.lock().blocked.insert((from.to_owned(), to.to_owned()));
     }
 
-    /// Every partition ends; what was held up arrives.
+    /// Whoever dials `name` reaches `other`, as with an address that somebody else got in the meantime, until it
+    /// heals. Connections that are open stay as they are.
+    pub fn mislead(&self, name: &str, other: &str) {
+        self.shared.state.lock().misled.insert(name.to_owned(), other.to_owned());
+    }
+
+    /// Every partition ends, and names are right again; what was held up arrives.
     pub fn heal(&self) {
-        self.shared.state.lock().blocked.clear();
+        {
+            let mut state = self.shared.state.lock();
+            state.blocked.clear();
+            state.misled.clear();
+        }
         self.poke_all();
     }
 
@@ -230,20 +243,26 @@ impl Net {
     fn connect(&self, from: &str, to: &str) -> Option<u64> {
         let latency = self.latency(self.faults().latency_max);
         let at = self.shared.rt.now() + latency;
+        let mut reached = to.to_owned();
         let id = {
             let mut state = self.shared.state.lock();
-            if state.is_blocked(from, to) || state.is_blocked(to, from) {
+            // Not to oneself: whoever dials its own address knows its own machine.
+            if let Some(other) = state.misled.get(to).filter(|other| *other != from) {
+                crate::mark!(net_dial_misled);
+                reached.clone_from(other);
+            }
+            if state.is_blocked(from, &reached) || state.is_blocked(&reached, from) {
                 return None;
             }
             let id = state.next_conn;
-            let node = state.nodes.get_mut(to).filter(|node| node.listening)?;
+            let node = state.nodes.get_mut(&reached).filter(|node| node.listening)?;
             node.accepted.push_back((id, at));
             state.next_conn += 1;
-            let ends = [from.to_owned(), to.to_owned()];
+            let ends = [from.to_owned(), reached.clone()];
             state.conns.insert(id, Conn { ends, ways: Default::default(), gone: [false; 2] });
             id
         };
-        self.poke(to);
+        self.poke(&reached);
         Some(id)
     }
 

@@ -302,7 +302,7 @@ fn chaos(t: &Test) {
         let at = t.draw("who", 3) as usize;
         let other = (at + 1 + t.draw("other", 2) as usize) % 3;
         let names = ["a", "b", "c"];
-        match t.draw("what", 12) {
+        match t.draw("what", 13) {
             0..=3 => match &turn {
                 None => {
                     if let Some(replica) = &replicas[at]
@@ -339,6 +339,7 @@ fn chaos(t: &Test) {
             7 => world.net.cut(names[at], names[other]),
             8 => world.net.partition(names[at], names[other]),
             9 => world.net.heal(),
+            12 => world.net.mislead(names[at], names[other]),
             10 if replicas.iter().flatten().count() == 3 && t.draw("kill", 2) == 1 => {
                 if turn.as_ref().is_some_and(|(of, _)| *of == at) {
                     turn = None;
@@ -424,10 +425,11 @@ fn sim_three_replicas_in_every_trouble_show_everything_once_and_settle() {
 
 /// Branches of the relay, the store and the network that are worth nothing untested. Not the gap that is asked for:
 /// a link that keeps its order brings none, and only a worker that lies could.
-const RARE: [&str; 11] = [
+const RARE: [&str; 12] = [
     "bus_disconnected",
     "net_cut",
     "net_dial_hung",
+    "net_dial_misled",
     "notice_lost",
     "notice_overtaken",
     "orphaned_turn_ended",
