@@ -51,17 +51,18 @@ pub(crate) fn start_with(data: &Path, adjust: impl FnOnce(&mut Command)) -> Kill
 }
 
 pub(crate) fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(Duration::from_secs(10)))
-        .build()
-        .into()
+    patient(Duration::from_secs(10))
+}
+
+fn patient(wait: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(wait)).build().into()
 }
 
 /// GET; the status and the body.
 pub(crate) fn look(url: &str, path: &str) -> (u16, String) {
-    let mut answer = agent().get(format!("{url}{path}")).call().expect("the daemon answers");
-    // An export after a hundred restarts is longer than what is read by itself.
+    // An export after a hundred restarts is longer than what is read by itself, and takes longer than other answers.
+    let agent = patient(Duration::from_secs(300));
+    let mut answer = agent.get(format!("{url}{path}")).call().expect("the daemon answers");
     let body = answer.body_mut().with_config().limit(1 << 30).read_to_string();
     (answer.status().as_u16(), body.expect("text"))
 }
