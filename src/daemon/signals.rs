@@ -4,7 +4,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
 
 use crate::Result;
-use crate::front::Reply;
+use crate::front::Answer;
 use crate::rt::{Receiver, Rt, Sender, Thread};
 
 /// What somebody outside asks of the process.
@@ -14,7 +14,7 @@ pub(super) enum Asked {
     /// SIGHUP: read the configuration again.
     Reload,
     /// `POST /v1/admin/reload`: the same, and say how it went.
-    ReloadFor(Reply),
+    ReloadFor(Answer),
     /// SIGUSR1: write down what is going on.
     Dump,
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::connections::refusal;
 use super::watcher::Watcher;
-use super::{Reply, Request, Response, Role, Route};
+use super::{Answer, Reply, Request, Response, Role, Route};
 use crate::codec::connection::time_text;
 use crate::codec::sse::Event;
 use crate::engine::lookups::{Lookups, Opened};
@@ -34,12 +34,12 @@ pub fn routes(metadata: &Metadata) -> Vec<Route> {
             .about("Reports an agent's latest values")
             .needs(Role::Agent)
             .answers(&[202, 400, 503])
-            .to(move |request, reply| report(&reporting, &request, reply)),
+            .to_whole(move |request, answer| report(&reporting, &request, answer)),
         Route::get("/v1/agents/{id}/metadata")
             .about("An agent's latest values")
             .needs_one_of(READERS)
             .answers(&[200, 400, 503])
-            .to(move |request, reply| read(&reading, &request, reply)),
+            .to_whole(move |request, answer| read(&reading, &request, answer)),
         Route::get("/v1/agents/{id}/metadata/watch")
             .live()
             .about("An agent's values as they change, as server-sent events or over a WebSocket")
@@ -55,36 +55,33 @@ pub fn routes(metadata: &Metadata) -> Vec<Route> {
             .needs_one_of(READERS)
             .takes_query(&["prefix"])
             .answers(&[200, 101, 400, 503])
-            .to(move |request, reply| match request.query_of(&["prefix"]) {
-                Ok(query) => {
-                    let scope = Scope::Prefix(query.get("prefix").unwrap_or_default().to_owned());
-                    watch(&all, scope, &request, reply);
-                }
+            .to(move |request, reply| match prefix(&request) {
+                Ok(prefix) => watch(&all, Scope::Prefix(prefix), &request, reply),
                 Err(refused) => reply.send(refused),
             }),
         Route::put("/v1/agents/{id}")
             .about("Names an agent")
             .needs(Role::Agent)
             .answers(&[200, 400, 503])
-            .to(move |request, reply| name(&naming, &request, reply)),
+            .to_whole(move |request, answer| name(&naming, &request, answer)),
         Route::get("/v1/agents")
             .about("Agents whose name begins with a prefix, by name")
             .needs_one_of(READERS)
             .takes_query(&["prefix", "limit", "after"])
             .answers(&[200, 400, 503])
-            .to(move |request, reply| list(&listing, &request, reply)),
+            .to_whole(move |request, answer| list(&listing, &request, answer)),
         Route::put("/v1/agents/{id}/keys")
             .about("Says how an agent's keys are shown, and in which order")
             .needs(Role::Agent)
             .answers(&[200, 400, 503])
-            .to(move |request, reply| declare(&declaring, &request, reply)),
+            .to_whole(move |request, answer| declare(&declaring, &request, answer)),
     ]
 }
 
 /// Asks the reading thread and answers from there.
 pub(super) fn ask<T: Send + 'static>(
     lookups: &Lookups,
-    reply: Reply,
+    reply: Answer,
     question: impl FnOnce(&mut Opened) -> Result<T, StoreError> + Send + 'static,
     answer: impl FnOnce(T) -> Response + Send + 'static,
 ) {
@@ -107,9 +104,15 @@ pub(super) fn ask<T: Send + 'static>(
     }
 }
 
-fn agent(request: &Request) -> Result<Uuid, Response> {
+/// The agent a request is about.
+pub(crate) fn agent(request: &Request) -> Result<Uuid, Response> {
     Uuid::try_parse(request.param("id"))
         .map_err(|_| Response::problem(400, "bad_agent", "an agent is named by its UUID"))
+}
+
+/// What the names begin with of the agents a request is about.
+pub(crate) fn prefix(request: &Request) -> Result<String, Response> {
+    Ok(request.query_of(&["prefix"])?.get("prefix").unwrap_or_default().to_owned())
 }
 
 #[derive(Deserialize)]
@@ -127,7 +130,7 @@ struct Item {
     error: Option<String>,
 }
 
-fn report(metadata: &Metadata, request: &Request, reply: Reply) {
+fn report(metadata: &Metadata, request: &Request, reply: Answer) {
     let (agent, body) = match agent(request).and_then(|agent| Ok((agent, request.json::<Reported>()?))) {
         Ok(asked) => asked,
         Err(refused) => return reply.send(refused),
@@ -182,7 +185,7 @@ pub fn shown(values: &AgentValues) -> Value {
     json!({ "agent": values.agent, "metadata": rows })
 }
 
-fn read(metadata: &Metadata, request: &Request, reply: Reply) {
+fn read(metadata: &Metadata, request: &Request, reply: Answer) {
     let agent = match agent(request) {
         Ok(agent) => agent,
         Err(refused) => return reply.send(refused),
@@ -242,7 +245,7 @@ struct Name {
     name: String,
 }
 
-fn name(metadata: &Metadata, request: &Request, reply: Reply) {
+fn name(metadata: &Metadata, request: &Request, reply: Answer) {
     let (agent, body) = match agent(request).and_then(|agent| Ok((agent, request.json::<Name>()?))) {
         Ok(asked) => asked,
         Err(refused) => return reply.send(refused),
@@ -255,7 +258,7 @@ fn name(metadata: &Metadata, request: &Request, reply: Reply) {
     );
 }
 
-fn list(metadata: &Metadata, request: &Request, reply: Reply) {
+fn list(metadata: &Metadata, request: &Request, reply: Answer) {
     let query = match request.query_of(&["prefix", "limit", "after"]) {
         Ok(query) => query,
         Err(refused) => return reply.send(refused),
@@ -305,7 +308,7 @@ struct Declared {
     display_order: i32,
 }
 
-fn declare(metadata: &Metadata, request: &Request, reply: Reply) {
+fn declare(metadata: &Metadata, request: &Request, reply: Answer) {
     let (agent, keys) = match agent(request).and_then(|agent| Ok((agent, request.json::<Vec<Declared>>()?))) {
         Ok(asked) => asked,
         Err(refused) => return reply.send(refused),

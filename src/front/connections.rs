@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Query, Reply, Request, Response, Role, Route};
+use super::{Answer, Query, Reply, Request, Response, Role, Route};
 use crate::codec::connection::{
     Shown, csv_head, csv_line, cursor_from, cursor_text, json_line, record_from, time_from, time_text,
 };
@@ -50,13 +50,13 @@ pub fn routes(connections: &Connections, durable: bool) -> Vec<Route> {
             .about("Takes connection records: one JSON object, or one a line as application/x-ndjson")
             .needs_one_of(&[Role::Producer, Role::Agent])
             .answers(&[202, 400, 503])
-            .to(move |request, reply| take(&taking, durable, &request, reply)),
+            .to_whole(move |request, answer| take(&taking, durable, &request, answer)),
         Route::get("/v1/connections")
             .about("Connection rows, newest first")
             .needs(Role::Admin)
             .takes_query(FILTERS)
             .answers(&[200, 400, 503])
-            .to(move |request, reply| list(&listing, &request, reply)),
+            .to_whole(move |request, answer| list(&listing, &request, answer)),
         Route::get("/v1/connections/export")
             .about("Every connection row of a query, as NDJSON or CSV")
             .needs(Role::Admin)
@@ -67,17 +67,17 @@ pub fn routes(connections: &Connections, durable: bool) -> Vec<Route> {
             .about("Deletes the oldest of the connections that began before a moment, one step at a time")
             .needs(Role::Admin)
             .answers(&[200, 400, 503])
-            .to(move |request, reply| prune(&pruning, &request, reply)),
+            .to_whole(move |request, answer| prune(&pruning, &request, answer)),
         Route::get("/v1/spool")
             .about("What waits on disk for the database")
             .needs(Role::Admin)
             .answers(&[200, 503])
-            .to(move |_, reply| show_spool(&spool, reply)),
+            .to_whole(move |_, answer| show_spool(&spool, answer)),
     ]
 }
 
 /// An error of the library as a response.
-pub(super) fn refusal(error: &Error) -> Response {
+pub(crate) fn refusal(error: &Error) -> Response {
     let (status, code) = match error.code() {
         Code::BadRequest => (400, "bad_request"),
         Code::NotFound => (404, "not_found"),
@@ -92,7 +92,7 @@ pub(super) fn refusal(error: &Error) -> Response {
     if status == 503 { response.header("retry-after", "1") } else { response }
 }
 
-fn take(connections: &Connections, durable: bool, request: &Request, reply: Reply) {
+fn take(connections: &Connections, durable: bool, request: &Request, reply: Answer) {
     let records = match records(request) {
         Ok(records) => records,
         Err(refused) => return reply.send(refused),
@@ -135,10 +135,10 @@ fn take(connections: &Connections, durable: bool, request: &Request, reply: Repl
 
 /// The records of a body: all of them or none.
 fn records(request: &Request) -> Result<Vec<Record>, Response> {
-    let bad = |text: String| Response::problem(400, bad_code(&text), &text);
     if request.content_type() != "application/x-ndjson" {
-        return record_from(request.body()).map(|record| vec![record]).map_err(bad);
+        return record_of(request.body()).map(|record| vec![record]);
     }
+    let bad = |text: String| Response::problem(400, bad_code(&text), &text);
     let lines = request.body().split(|byte| *byte == b'\n').enumerate();
     lines
         .filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
@@ -146,10 +146,17 @@ fn records(request: &Request) -> Result<Vec<Record>, Response> {
         .collect()
 }
 
+/// The record in a JSON object.
+pub(crate) fn record_of(json: &[u8]) -> Result<Record, Response> {
+    record_from(json).map_err(|text| Response::problem(400, bad_code(&text), &text))
+}
+
 fn bad_code(text: &str) -> &'static str {
     if text.contains("unknown field") {
         "unknown_field"
-    } else if text.contains("expected") && text.contains("at line") && !text.contains("invalid type") {
+    } else if ["invalid type", "unknown variant"].iter().any(|data| text.contains(data)) {
+        "bad_field"
+    } else if text.contains("expected") && text.contains("at line") {
         "bad_json"
     } else {
         "bad_field"
@@ -157,7 +164,7 @@ fn bad_code(text: &str) -> &'static str {
 }
 
 /// A query from its parameters.
-fn query_of(request: &Request) -> Result<ConnectionQuery, Response> {
+pub(crate) fn query_of(request: &Request) -> Result<ConnectionQuery, Response> {
     let asked = request.query_of(FILTERS)?;
     let bad = |key: &str, what: &str| {
         Response::problem(400, "bad_parameter", &format!("the query parameter `{key}` {what}"))
@@ -227,7 +234,7 @@ fn cursor(next: Option<Cursor>) -> Option<String> {
     next.map(|next| cursor_text(next.connect_time, next.id))
 }
 
-fn list(connections: &Connections, request: &Request, reply: Reply) {
+fn list(connections: &Connections, request: &Request, reply: Answer) {
     let query = match query_of(request) {
         Ok(query) => with_limit(query),
         Err(refused) => return reply.send(refused),
@@ -251,7 +258,7 @@ fn list(connections: &Connections, request: &Request, reply: Reply) {
 /// Asks the reading thread and answers from there.
 fn ask<T: Send + 'static>(
     connections: &Connections,
-    reply: Reply,
+    reply: Answer,
     question: impl FnOnce(&mut crate::engine::lookups::Opened) -> Result<T, crate::store::StoreError>
     + Send
     + 'static,
@@ -404,7 +411,7 @@ struct Prune {
 }
 
 /// One bounded step, so that no question waits behind a large one.
-fn prune(connections: &Connections, request: &Request, reply: Reply) {
+fn prune(connections: &Connections, request: &Request, reply: Answer) {
     const STEP: usize = 1_000;
     let before = match request.json::<Prune>() {
         Ok(body) => time_from(&body.before),
@@ -422,7 +429,7 @@ fn prune(connections: &Connections, request: &Request, reply: Reply) {
     );
 }
 
-fn show_spool(connections: &Connections, reply: Reply) {
+fn show_spool(connections: &Connections, reply: Answer) {
     let reply = Arc::new(Lock::new(Some(reply)));
     let back = reply.clone();
     let asking = connections.clone();

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Reply, Role, Route};
+use super::{Answer, Role, Route};
 use crate::engine::streams::{Living, Streams};
 
 /// The route.
@@ -13,11 +13,11 @@ pub fn routes(streams: &Streams) -> Vec<Route> {
             .about("How many follow each stream on this replica, and how many parts its newest turn has here")
             .needs(Role::Admin)
             .answers(&[200])
-            .to(move |_, reply| answer(&streams, reply)),
+            .to_whole(move |_, reply| answer(&streams, reply)),
     ]
 }
 
-fn answer(streams: &Streams, reply: Reply) {
+fn answer(streams: &Streams, reply: Answer) {
     let replica = streams.replica();
     streams.living_then(move |found| {
         let streams: Vec<Value> = found.iter().map(value).collect();

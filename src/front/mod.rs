@@ -40,6 +40,9 @@
 //! # drop(writer);
 //! ```
 //!
+//! A handler that always answers with one whole response takes an [`Answer`] instead ([`Route::to_whole`]): then it can
+//! also be asked over no connection ([`Local`]), which is how the daemon's River services do what HTTP does.
+//!
 //! A live answer is opened with an [`Owner`](crate::wire::Owner), whose room then hears what happens on
 //! the link, and yields a [`LinkHandle`](crate::wire::LinkHandle) to send with:
 //!
@@ -70,6 +73,7 @@ mod gate;
 #[cfg(feature = "jwt")]
 mod jwt;
 pub mod live;
+mod local;
 mod openapi;
 pub mod pipes;
 mod query;
@@ -90,8 +94,9 @@ pub use dashboard::add_dashboard;
 pub use gate::{Credentials, Gate, TICKET_LIFE, Verifier};
 #[cfg(feature = "jwt")]
 pub use jwt::Jwt;
+pub use local::{Ask, Local};
 pub use query::Query;
-pub use reply::Reply;
+pub use reply::{Answer, Reply};
 pub use request::{Request, from_json};
 pub use router::{Need, Route, Router};
 pub use secret::Secret;

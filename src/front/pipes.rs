@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::relay::admit;
-use super::{Reply, Request, Role, Route, Router};
+use super::{Answer, Reply, Request, Role, Route, Router};
 use crate::engine::pipes::carrier::{Carrier, Socket};
 use crate::engine::pipes::http::PROTOCOL;
 use crate::engine::pipes::relay::Voucher;
@@ -34,21 +34,23 @@ pub fn routes(router: &mut Router, rt: &Rt, pipes: &PipesHandle) {
             .about("Lists pipes")
             .needs(Role::Pipe)
             .answers(&[200])
-            .to(move |request: Request, reply: Reply| list(&handle, &request, reply)),
+            .to_whole(move |request: Request, reply: Answer| list(&handle, &request, reply)),
     );
     let handle = pipes.clone();
-    router.add(Route::get("/v1/pipes/{id}").about("One pipe").needs(Role::Pipe).answers(&[200, 404]).to(
-        move |request: Request, reply: Reply| {
-            with_own(&handle, &request, reply, |_, info, reply| reply.json(200, &value(&info)));
-        },
-    ));
+    router.add(
+        Route::get("/v1/pipes/{id}").about("One pipe").needs(Role::Pipe).answers(&[200, 404]).to_whole(
+            move |request: Request, reply: Answer| {
+                with_own(&handle, &request, reply, |_, info, reply| reply.json(200, &value(&info)));
+            },
+        ),
+    );
     let handle = pipes.clone();
     router.add(
         Route::delete("/v1/pipes/{id}")
             .about("Ends a pipe; both sides are told")
             .needs(Role::Pipe)
             .answers(&[204, 404])
-            .to(move |request: Request, reply: Reply| {
+            .to_whole(move |request: Request, reply: Answer| {
                 with_own(&handle, &request, reply, |handle, info, reply| {
                     let end = End::new(Ending::Killed, "somebody ended it by hand");
                     handle.kill(info.id, end, move |found| answer(reply, found, 204));
@@ -61,7 +63,7 @@ pub fn routes(router: &mut Router, rt: &Rt, pipes: &PipesHandle) {
             .about("Cuts the carrier of a pipe, to watch it recover")
             .needs(Role::Pipe)
             .answers(&[202, 404])
-            .to(move |request: Request, reply: Reply| {
+            .to_whole(move |request: Request, reply: Answer| {
                 with_own(&handle, &request, reply, |handle, info, reply| {
                     handle.cut(info.id, move |found| answer(reply, found, 202));
                 });
@@ -137,7 +139,7 @@ fn open(pipes: &PipesHandle, rt: &Rt, request: &Request, reply: Reply) {
     reply.hand_over(protocol, HandOver::new(take));
 }
 
-fn list(pipes: &PipesHandle, request: &Request, reply: Reply) {
+fn list(pipes: &PipesHandle, request: &Request, reply: Answer) {
     let who = request.who().clone();
     pipes.list(move |infos| {
         let own = |info: &&PipeInfo| who.has(Role::Admin) || *info.principal == *who.name;
@@ -150,8 +152,8 @@ fn list(pipes: &PipesHandle, request: &Request, reply: Reply) {
 fn with_own(
     pipes: &PipesHandle,
     request: &Request,
-    reply: Reply,
-    then: impl FnOnce(&PipesHandle, PipeInfo, Reply) + Send + 'static,
+    reply: Answer,
+    then: impl FnOnce(&PipesHandle, PipeInfo, Answer) + Send + 'static,
 ) {
     let Some(id) = PipeId::parse(request.param("id")) else {
         return reply.problem(400, "bad_id", "a pipe's id is 32 hexadecimal digits");
@@ -166,7 +168,7 @@ fn with_own(
     });
 }
 
-fn answer(reply: Reply, found: bool, status: u16) {
+fn answer(reply: Answer, found: bool, status: u16) {
     match found {
         true => reply.empty(status),
         false => reply.problem(404, "not_found", "there is no such pipe here (any more)"),

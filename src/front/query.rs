@@ -17,6 +17,11 @@ impl Query {
         Some(Query { pairs: pairs.collect::<Option<_>>()? })
     }
 
+    /// A query of these pairs.
+    pub(super) fn of(pairs: Vec<(String, String)>) -> Query {
+        Query { pairs }
+    }
+
     /// The value of a key, the first if it is there several times.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.pairs.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())

@@ -16,9 +16,9 @@ pub fn routes(replicas: &Replicas) -> Vec<Route> {
             .about("The replicas of this store, as of the last sync")
             .needs(Role::Admin)
             .answers(&[200])
-            .to(move |_, reply| {
+            .to_whole(move |_, answer| {
                 let rows: Vec<Value> = replicas.list().iter().map(row).collect();
-                reply.json(200, &json!({ "replicas": rows }));
+                answer.json(200, &json!({ "replicas": rows }));
             }),
     ]
 }

@@ -199,6 +199,56 @@ impl Reply {
     }
 }
 
+/// The right to answer one request with one whole response, whoever asked: somebody over HTTP, or the daemon's own
+/// River services. Dropping it unanswered is an error to whoever asked.
+pub struct Answer(To);
+
+enum To {
+    Http(Box<Reply>),
+    Local(Box<dyn FnOnce(Response) + Send>),
+}
+
+impl Answer {
+    pub(crate) fn local(then: impl FnOnce(Response) + Send + 'static) -> Answer {
+        Answer(To::Local(Box::new(then)))
+    }
+
+    /// Answers.
+    pub fn send(self, response: Response) {
+        match self.0 {
+            To::Http(reply) => reply.send(response),
+            To::Local(then) => then(response),
+        }
+    }
+
+    /// Answers in JSON.
+    pub fn json(self, status: u16, value: &impl Serialize) {
+        self.send(Response::json(status, value));
+    }
+
+    /// Answers without a body.
+    pub fn empty(self, status: u16) {
+        self.send(Response::new(status));
+    }
+
+    /// Answers with an error: a stable code, and a sentence.
+    pub fn problem(self, status: u16, code: &str, detail: &str) {
+        self.send(Response::problem(status, code, detail));
+    }
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Answer {
+        Answer(To::Http(Box::new(reply)))
+    }
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Answer")
+    }
+}
+
 /// What every live read carries: nobody on the way may keep it or hold it back.
 fn live(response: Response) -> Response {
     let response = match response.header_value("cache-control") {

@@ -5,13 +5,29 @@ use std::sync::Arc;
 
 use super::auth::{Guard, OpenDoor, Role};
 use super::query::{Query, decode};
-use super::reply::Reply;
+use super::reply::{Answer, Reply};
 use super::request::Request;
 use super::sessions::Sessions;
 use crate::wire::http::{Framing, Head, Method, Response};
 use crate::wire::{Exchange, Front, Peer, Plan, Terms};
 
-type Handler = Arc<dyn Fn(Request, Reply) + Send + Sync>;
+/// Who answers.
+#[derive(Clone)]
+pub(super) enum Handler {
+    /// With whatever a [`Reply`] can be.
+    Any(Arc<dyn Fn(Request, Reply) + Send + Sync>),
+    /// With one whole response, also to who asks over no connection.
+    Whole(Arc<dyn Fn(Request, Answer) + Send + Sync>),
+}
+
+impl Handler {
+    fn call(&self, request: Request, reply: Reply) {
+        match self {
+            Handler::Any(handler) => handler(request, reply),
+            Handler::Whole(handler) => handler(request, reply.into()),
+        }
+    }
+}
 
 /// What a caller must show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +52,7 @@ enum Takes {
 /// The body a route takes if neither it nor its router says anything.
 const BODY_MAX: usize = 1024 * 1024;
 
-/// One method on one path. Built in a chain that ends with [`Route::to`].
+/// One method on one path. Built in a chain that ends with [`Route::to`] or [`Route::to_whole`].
 ///
 /// A pattern is made of literal segments, `{name}` (one segment) and at most one `{name*}` (one segment or
 /// more). Of several patterns that match, the one with the most literal segments is taken.
@@ -81,7 +97,9 @@ impl Route {
             answers: vec![200],
             query: Vec::new(),
             live: false,
-            handler: Arc::new(|_, reply| reply.problem(501, "not_implemented", "this route has no handler")),
+            handler: Handler::Whole(Arc::new(|_, answer| {
+                answer.problem(501, "not_implemented", "this route has no handler");
+            })),
         }
     }
 
@@ -180,7 +198,14 @@ impl Route {
     /// Who answers.
     #[must_use]
     pub fn to(mut self, handler: impl Fn(Request, Reply) + Send + Sync + 'static) -> Route {
-        self.handler = Arc::new(handler);
+        self.handler = Handler::Any(Arc::new(handler));
+        self
+    }
+
+    /// Who answers, always with one whole response: such a route can also be asked over no connection.
+    #[must_use]
+    pub fn to_whole(mut self, handler: impl Fn(Request, Answer) + Send + Sync + 'static) -> Route {
+        self.handler = Handler::Whole(Arc::new(handler));
         self
     }
 
@@ -197,6 +222,32 @@ impl Route {
     /// What a caller must show.
     pub fn need(&self) -> Need {
         self.need
+    }
+
+    pub(super) fn handler(&self) -> &Handler {
+        &self.handler
+    }
+
+    /// The largest body, where the route says one.
+    pub(super) fn body_bound(&self) -> Option<usize> {
+        match self.takes {
+            Takes::Whole(max) => max,
+            Takes::Streamed => None,
+        }
+    }
+
+    /// The path with these parameters.
+    pub(super) fn path_of(&self, params: &[(String, String)]) -> String {
+        let value = |name: &str| params.iter().find(|(of, _)| of == name).map_or("", |(_, value)| value);
+        let mut path = String::new();
+        for segment in &self.segments {
+            path.push('/');
+            path.push_str(match segment {
+                Segment::Literal(text) => text,
+                Segment::One(name) | Segment::Many(name) => value(name),
+            });
+        }
+        path
     }
 
     pub(super) fn summary(&self) -> &str {
@@ -329,6 +380,11 @@ impl Router {
         self.routes.push(route);
     }
 
+    /// The largest body of a route that names no bound of its own.
+    pub(super) fn body_bound(&self) -> usize {
+        self.body_max
+    }
+
     /// Every route.
     pub fn routes(&self) -> &[Route] {
         &self.routes
@@ -394,7 +450,7 @@ impl Front for Router {
         }) {
             Ok((route, request)) => match route.takes {
                 Takes::Streamed => {
-                    (route.handler)(request, reply);
+                    route.handler.call(request, reply);
                     Plan::Streamed
                 }
                 Takes::Whole(max) => {
@@ -404,7 +460,7 @@ impl Front for Router {
                         return Plan::Answered;
                     }
                     let handler = route.handler.clone();
-                    let then = Box::new(move |body| handler(Request { body, ..request }, reply));
+                    let then = Box::new(move |body| handler.call(Request { body, ..request }, reply));
                     Plan::Whole { max, then }
                 }
             },

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, json};
 use uuid::Uuid;
 
-use super::{Op, Reply, Request, Response, Role, Route, Router};
+use super::{Answer, Op, Reply, Request, Response, Role, Route, Router};
 use crate::codec::sse;
 use crate::codec::token::{Tag, Token};
 use crate::engine::metadata::Metadata;
@@ -32,6 +32,8 @@ mod parts;
 mod reader;
 mod socket;
 
+pub(crate) use self::parts::{Feed, Feeding, feeding, turn_asked};
+
 /// The most streams on a page of the list.
 const LIST_MAX: usize = 1_000;
 /// How many streams a page has if nothing is said.
@@ -41,7 +43,11 @@ const AROUND: usize = 4 * 1024;
 
 /// Adds the routes; the guard stands before this is called. A `/v1/ws` may follow so many streams and agents.
 pub fn routes(router: &mut Router, streams: &Streams, metadata: &Metadata, follows_max: usize) {
-    let with = |route: Route, handle: fn(&Streams, Request, Reply)| {
+    let with = |route: Route, handle: fn(&Streams, Request, Answer)| {
+        let streams = streams.clone();
+        route.to_whole(move |request, answer| handle(&streams, request, answer))
+    };
+    let staying = |route: Route, handle: fn(&Streams, Request, Reply)| {
         let streams = streams.clone();
         route.to(move |request, reply| handle(&streams, request, reply))
     };
@@ -72,14 +78,14 @@ pub fn routes(router: &mut Router, streams: &Streams, metadata: &Metadata, follo
             Route::get("/v1/streams/{name*}/state").about("A stream as it stands").answers(&[200, 404]),
             state,
         ),
-        with(
+        staying(
             Route::get("/v1/streams/{name*}/live")
                 .about("The answer being produced, as the AI SDK resumes it; 204 when none is")
                 .takes_query(&["format"])
                 .answers(&[200, 204, 404]),
             aisdk::give,
         ),
-        with(
+        staying(
             Route::get("/v1/streams/{name*}/events")
                 .live()
                 .about("Follows a stream: server-sent events, or a WebSocket on Upgrade")
@@ -139,7 +145,7 @@ pub fn routes(router: &mut Router, streams: &Streams, metadata: &Metadata, follo
                 .answers(&[200, 204]),
             next,
         ),
-        with(
+        staying(
             Route::post("/v1/streams/{name*}/turns/{turn}/parts")
                 .about("Adds parts, one JSON a line; the body may stay open")
                 .needs(Role::Producer)
@@ -147,7 +153,7 @@ pub fn routes(router: &mut Router, streams: &Streams, metadata: &Metadata, follo
                 .answers(&[200, 409]),
             parts::take,
         ),
-        with(
+        staying(
             Route::get("/v1/streams/{name*}/turns/{turn}")
                 .live()
                 .about("The parts of a turn, one JSON a line, until it ends")
@@ -207,7 +213,7 @@ pub fn routes(router: &mut Router, streams: &Streams, metadata: &Metadata, follo
 }
 
 /// What went wrong, as a problem document.
-pub(super) fn problem(error: &StreamError) -> Response {
+pub(crate) fn problem(error: &StreamError) -> Response {
     let mut extra = Map::new();
     let status = match error {
         StreamError::Missing
@@ -242,7 +248,7 @@ pub(super) fn problem(error: &StreamError) -> Response {
 
 /// Answers with what `shape` makes of the outcome.
 fn answer<T: 'static>(
-    reply: Reply,
+    reply: Answer,
     shape: impl FnOnce(T) -> Response + Send + 'static,
 ) -> Box<dyn FnOnce(Result<T, StreamError>) + Send> {
     Box::new(move |outcome| {
@@ -389,7 +395,7 @@ struct Create {
     on_lost: Option<String>,
 }
 
-fn create(streams: &Streams, request: Request, reply: Reply) {
+fn create(streams: &Streams, request: Request, reply: Answer) {
     let name = request.param("name").to_owned();
     or_answer!(reply, request.may(Op::Manage, &name));
     let asked = or_answer!(reply, request.json::<Create>());
@@ -427,12 +433,12 @@ fn create(streams: &Streams, request: Request, reply: Reply) {
     );
 }
 
-fn delete(streams: &Streams, request: Request, reply: Reply) {
+fn delete(streams: &Streams, request: Request, reply: Answer) {
     let at = or_answer!(reply, stream_of(&request, Op::Manage));
     streams.delete_then(at, answer(reply, |()| Response::new(204)));
 }
 
-fn list(streams: &Streams, request: Request, reply: Reply) {
+fn list(streams: &Streams, request: Request, reply: Answer) {
     let query = or_answer!(reply, request.query_of(&["label.", "status", "limit", "after"]));
     let bad = |detail: &str| Response::problem(400, "bad_parameter", detail);
     let mut list = ListStreams { limit: LIST, ..ListStreams::default() };
@@ -479,7 +485,7 @@ fn list(streams: &Streams, request: Request, reply: Reply) {
     );
 }
 
-fn state(streams: &Streams, request: Request, reply: Reply) {
+fn state(streams: &Streams, request: Request, reply: Answer) {
     let at = or_answer!(reply, stream_of(&request, Op::Follow));
     let rooms = streams.clone();
     streams.state_then(
@@ -526,14 +532,14 @@ fn written(status: u16) -> impl FnOnce(Written) -> Response + Send + 'static {
     move |written| Response::json(status, &json!({ "id": written.id, "o": written.token.to_string() }))
 }
 
-fn append(streams: &Streams, request: Request, reply: Reply) {
+fn append(streams: &Streams, request: Request, reply: Answer) {
     let at = or_answer!(reply, stream_of(&request, Op::Append));
     let key = or_answer!(reply, idempotency_key(&request));
     let said = or_answer!(reply, request.json::<Said>());
     streams.append_then(at, said.draft(), key, answer(reply, written(201)));
 }
 
-fn edit(streams: &Streams, request: Request, reply: Reply) {
+fn edit(streams: &Streams, request: Request, reply: Answer) {
     let at = or_answer!(reply, stream_of(&request, Op::Append));
     let id = or_answer!(reply, number(&request, "id"));
     let edit = or_answer!(reply, request.json::<Edit>());
@@ -541,13 +547,13 @@ fn edit(streams: &Streams, request: Request, reply: Reply) {
     streams.edit_then(at, id, said.draft(), answer(reply, written(200)));
 }
 
-fn remove(streams: &Streams, request: Request, reply: Reply) {
+fn remove(streams: &Streams, request: Request, reply: Answer) {
     let at = or_answer!(reply, stream_of(&request, Op::Append));
     let id = or_answer!(reply, number(&request, "id"));
     streams.remove_then(at, id, answer(reply, |_| Response::new(204)));
 }
 
-fn queue(streams: &Streams, request: Request, reply: Reply) {
+fn queue(streams: &Streams, request: Request, reply: Answer) {
     let at = or_answer!(reply, stream_of(&request, Op::Append));
     let key = or_answer!(reply, idempotency_key(&request));
     let said = or_answer!(reply, request.json::<Said>());
@@ -555,7 +561,7 @@ fn queue(streams: &Streams, request: Request, reply: Reply) {
     streams.queue_then(at, said.draft(), key, then);
 }
 
-fn unqueue(streams: &Streams, request: Request, reply: Reply) {
+fn unqueue(streams: &Streams, request: Request, reply: Answer) {
     let at = or_answer!(reply, stream_of(&request, Op::Append));
     let id = or_answer!(reply, number(&request, "id"));
     streams.unqueue_then(at, id, answer(reply, |()| Response::new(204)));
@@ -571,7 +577,7 @@ fn input_of(claimed: &ClaimedTurn) -> Option<Box<RawValue>> {
     Some(RawValue::from_string(text).expect("what this crate writes is JSON"))
 }
 
-fn claim(streams: &Streams, request: Request, reply: Reply) {
+fn claim(streams: &Streams, request: Request, reply: Answer) {
     let at = or_answer!(reply, stream_of(&request, Op::Produce));
     let key = or_answer!(reply, idempotency_key(&request));
     let Nothing {} = or_answer!(reply, request.json::<Nothing>());
@@ -599,7 +605,7 @@ struct Next {
     labels: crate::store::Labels,
 }
 
-fn next(streams: &Streams, request: Request, reply: Reply) {
+fn next(streams: &Streams, request: Request, reply: Answer) {
     if request.who().scopes.is_some() {
         // Which stream it would be is known only when it has been claimed.
         let detail = "credentials that are for some streams only cannot ask for any; claim one by its name";
@@ -629,8 +635,8 @@ fn next(streams: &Streams, request: Request, reply: Reply) {
 fn with_turn(
     streams: &Streams,
     request: &Request,
-    reply: Reply,
-    run: impl FnOnce(&Streams, Uuid, Fence, Reply) + Send + 'static,
+    reply: Answer,
+    run: impl FnOnce(&Streams, Uuid, Fence, Answer) + Send + 'static,
 ) {
     let at = or_answer!(reply, stream_of(request, Op::Produce));
     let fence = or_answer!(reply, fence(request));
@@ -644,7 +650,7 @@ fn with_turn(
     );
 }
 
-fn commit(streams: &Streams, request: Request, reply: Reply) {
+fn commit(streams: &Streams, request: Request, reply: Answer) {
     let key = or_answer!(reply, idempotency_key(&request));
     let said = or_answer!(reply, request.json::<Said>());
     with_turn(streams, &request, reply, move |streams, stream, fence, reply| {
@@ -659,7 +665,7 @@ struct Finish {
     error: Option<String>,
 }
 
-fn finish(streams: &Streams, request: Request, reply: Reply) {
+fn finish(streams: &Streams, request: Request, reply: Answer) {
     let asked = or_answer!(reply, request.json::<Finish>());
     let end = match (asked.status.as_str(), asked.error) {
         ("done", None) => End::Done,
@@ -672,18 +678,18 @@ fn finish(streams: &Streams, request: Request, reply: Reply) {
     end_turn(streams, &request, reply, end);
 }
 
-fn abort(streams: &Streams, request: Request, reply: Reply) {
+fn abort(streams: &Streams, request: Request, reply: Answer) {
     let Nothing {} = or_answer!(reply, request.json::<Nothing>());
     end_turn(streams, &request, reply, End::Aborted);
 }
 
-fn end_turn(streams: &Streams, request: &Request, reply: Reply, end: End) {
+fn end_turn(streams: &Streams, request: &Request, reply: Answer, end: End) {
     with_turn(streams, request, reply, move |streams, stream, fence, reply| {
         streams.end_then(stream, fence, end, answer(reply, |()| Response::json(200, &json!({}))));
     });
 }
 
-fn keepalive(streams: &Streams, request: Request, reply: Reply) {
+fn keepalive(streams: &Streams, request: Request, reply: Answer) {
     with_turn(streams, &request, reply, |streams, stream, fence, reply| {
         let then = answer(reply, |alive: crate::engine::streams::Alive| {
             let lease_until = rfc3339(alive.lease_until);
@@ -699,7 +705,7 @@ struct Interrupt {
     reason: Option<String>,
 }
 
-fn interrupt(streams: &Streams, request: Request, reply: Reply) {
+fn interrupt(streams: &Streams, request: Request, reply: Answer) {
     let at = or_answer!(reply, stream_of(&request, Op::Interrupt));
     let asked = or_answer!(reply, request.json::<Interrupt>());
     if let Some(reason) = asked.reason {
@@ -708,19 +714,25 @@ fn interrupt(streams: &Streams, request: Request, reply: Reply) {
     streams.interrupt_then(at, answer(reply, |()| Response::json(202, &json!({}))));
 }
 
-fn events(streams: &Streams, request: Request, reply: Reply) {
-    let at = or_answer!(reply, stream_of(&request, Op::Follow));
-    let query = or_answer!(reply, request.query_of(&["since", "parts", "ticket"]));
+/// What a request asks to follow, and how.
+pub(crate) fn follow_asked(request: &Request) -> Result<(Address, FollowOptions), Response> {
+    let at = stream_of(request, Op::Follow)?;
+    let query = request.query_of(&["since", "parts", "ticket"])?;
     // What a browser sends when it comes back is newer than what stands in the address.
     let text = request.header("last-event-id").filter(|id| !id.is_empty()).or(query.get("since"));
-    let since = or_answer!(reply, since(text));
+    let since = since(text)?;
     let parts = match query.get("parts") {
         None | Some("1") => true,
         Some("0") => false,
-        Some(_) => return reply.problem(400, "bad_parameter", "parts is 0 or 1"),
+        Some(_) => return Err(Response::problem(400, "bad_parameter", "parts is 0 or 1")),
     };
+    Ok((at, FollowOptions { since, parts }))
+}
+
+fn events(streams: &Streams, request: Request, reply: Reply) {
+    let (at, options) = or_answer!(reply, follow_asked(&request));
+    let since = options.since;
     let format = if request.wants_websocket() { Format::Ws } else { Format::Sse };
-    let options = FollowOptions { since, parts };
     let visit = {
         let (streams, caller, name) = (streams.clone(), request.caller(), request.param("name").to_owned());
         let how = if format == Format::Ws { "websocket" } else { "sse" };

@@ -11,20 +11,49 @@ use uuid::Uuid;
 use super::reader::{self, Gone};
 use super::{fence, or_answer, part_of, problem, stream_of};
 use crate::engine::streams::{Accepted, StreamError, Streams, TurnRead};
-use crate::front::{Op, Reply, Request, Response};
-use crate::rt::{CloserGuard, Lock};
-use crate::store::streams::Fence;
+use crate::front::{Answer, Op, Reply, Request, Response};
+use crate::rt::{Cancel, CloserGuard, Lock};
+use crate::store::streams::{Address, Fence};
 use crate::wire::{Frame, Happened, LinkBatch, LinkHandle, Outlet, Owner, websocket};
 
-/// A body of parts on its way in.
+/// What a request asks to feed: a turn, the proof that it is the caller's, and the number of its first part if it
+/// counts.
+pub(crate) struct Feeding {
+    at: Address,
+    fence: Fence,
+    first: Option<u32>,
+}
+
+/// Reads it.
+pub(crate) fn feeding(request: &Request) -> Result<Feeding, Response> {
+    let (at, fence) = (stream_of(request, Op::Produce)?, fence(request)?);
+    let first = match request.header("towpath-part").map(str::parse::<u32>) {
+        None => None,
+        Some(Ok(first)) if first > 0 => Some(first),
+        Some(_) => {
+            let detail = "Towpath-Part is the number of the first line, from 1";
+            return Err(Response::problem(400, "bad_request", detail));
+        }
+    };
+    Ok(Feeding { at, fence, first })
+}
+
+/// Parts on their way into one turn: any number of batches, and one answer for all of them.
+pub(crate) struct Feed {
+    streams: Streams,
+    stream: Uuid,
+    fence: Fence,
+    /// Told whenever a batch was answered, with how many are still out.
+    settled: Box<dyn Fn(usize) + Send + Sync>,
+    state: Lock<State>,
+}
+
 #[derive(Default)]
-struct Body {
-    reply: Option<Reply>,
-    /// What to answer, once it is decided: before the body has ended if it is refused or interrupted.
+struct State {
+    to: Option<Answer>,
+    /// What to answer, once it is decided: before everything has come if it is refused or interrupted.
     response: Option<Response>,
     decided: bool,
-    /// The line that has not ended yet.
-    line: Vec<u8>,
     /// The number of the next part, if the producer counts.
     first: Option<u32>,
     accepted: u32,
@@ -36,9 +65,9 @@ struct Body {
 }
 
 /// What leaves the lock before it is used.
-type Leaving = (Option<(Reply, Response)>, Option<CloserGuard>);
+type Leaving = (Option<(Answer, Response)>, Option<CloserGuard>);
 
-impl Body {
+impl State {
     fn answer(&mut self, interrupted: bool) -> Leaving {
         let mut shape = serde_json::json!({ "accepted": self.accepted, "last": self.last });
         if interrupted {
@@ -47,7 +76,7 @@ impl Body {
         self.decide(Response::json(200, &shape))
     }
 
-    /// What of the body is still to come is not read.
+    /// What is still to come is not read.
     fn refuse(&mut self, response: Response) -> Leaving {
         self.decide(response.closing())
     }
@@ -60,105 +89,193 @@ impl Body {
     }
 
     fn leave(&mut self) -> Leaving {
-        if self.reply.is_none() || self.response.is_none() {
+        if self.to.is_none() || self.response.is_none() {
             return (None, None);
         }
-        (self.reply.take().zip(self.response.take()), self.guard.take())
+        (self.to.take().zip(self.response.take()), self.guard.take())
     }
 }
 
-/// One body and the turn it feeds.
-struct Feed {
-    streams: Streams,
-    stream: Uuid,
-    fence: Fence,
-    body: Lock<Body>,
+impl Feed {
+    /// Finds the turn, and what is cancelled when that is asked to stop or is lost. Whoever may not write hears so
+    /// before it sends anything.
+    pub(crate) fn open(
+        streams: &Streams,
+        asked: Feeding,
+        settled: impl Fn(usize) + Send + Sync + 'static,
+        then: impl FnOnce(Result<(Arc<Feed>, Cancel), Response>) + Send + 'static,
+    ) {
+        let Feeding { at, fence, first } = asked;
+        let known = streams.clone();
+        let resolved = move |stream: Result<Uuid, StreamError>| {
+            let stream = match stream {
+                Ok(stream) => stream,
+                Err(error) => return then(Err(problem(&error))),
+            };
+            let streams = known.clone();
+            let found = move |cancel: Result<Cancel, StreamError>| {
+                then(match cancel {
+                    Ok(cancel) => {
+                        let state = Lock::new(State { first, ..State::default() });
+                        let settled = Box::new(settled);
+                        Ok((Arc::new(Feed { streams, stream, fence, settled, state }), cancel))
+                    }
+                    Err(error) => Err(problem(&error).closing()),
+                });
+            };
+            known.cancel_of_then(stream, fence, Box::new(found));
+        };
+        streams.resolve_then(at, Box::new(resolved));
+    }
+
+    /// From here on there is somebody to answer, also when the turn is asked to stop.
+    pub(crate) fn begin(self: &Arc<Feed>, to: Answer, cancel: &Cancel) {
+        let ready = {
+            let mut state = self.state.lock();
+            state.to = Some(to);
+            // Everything may have been here and gone while the answer was on its way.
+            state.leave()
+        };
+        send(ready);
+        let interrupted = self.clone();
+        let guard = cancel.on_cancel(move || interrupted.interrupted());
+        let late = {
+            let mut state = self.state.lock();
+            match state.decided {
+                true => Some(guard),
+                false => state.guard.replace(guard),
+            }
+        };
+        drop(late);
+    }
+
+    /// The turn was asked to stop, or is lost: it is answered at once, however much is to come.
+    fn interrupted(&self) {
+        let answered = self.state.lock().answer(true);
+        send(answered);
+    }
+
+    /// Whoever fed has left.
+    pub(crate) fn leave(&self) {
+        let gone = {
+            let mut state = self.state.lock();
+            state.decided = true;
+            (state.to.take(), state.guard.take())
+        };
+        drop(gone);
+    }
+
+    /// No more parts come, once these are in.
+    pub(crate) fn end(self: &Arc<Feed>, parts: Vec<Arc<str>>) {
+        self.state.lock().ended = true;
+        self.submit(parts);
+    }
+
+    fn refuse(&self, response: Response) {
+        let refused = self.state.lock().refuse(response);
+        send(refused);
+    }
+
+    /// Hands parts to the room; none at all is a sign of life, and asks how far the turn is.
+    pub(crate) fn submit(self: &Arc<Feed>, parts: Vec<Arc<str>>) {
+        let first = {
+            let mut state = self.state.lock();
+            if state.decided {
+                return;
+            }
+            state.out += 1;
+            let first = state.first;
+            state.first = first.map(|first| first.saturating_add(parts.len() as u32));
+            first
+        };
+        let feed = self.clone();
+        let then = Box::new(move |outcome| feed.settle(outcome));
+        self.streams.parts_then(self.stream, self.fence, first, parts, then);
+    }
+
+    /// Batches that the room has not answered.
+    pub(crate) fn out(&self) -> usize {
+        self.state.lock().out
+    }
+
+    /// The room has answered a batch, on its own thread.
+    fn settle(&self, outcome: Result<Accepted, StreamError>) {
+        let (answered, out) = {
+            let mut state = self.state.lock();
+            state.out -= 1;
+            let answered = match outcome {
+                Ok(accepted) => {
+                    state.accepted += accepted.accepted;
+                    state.last = state.last.max(accepted.last);
+                    if accepted.interrupted || (state.ended && state.out == 0) {
+                        state.answer(accepted.interrupted)
+                    } else {
+                        (None, None)
+                    }
+                }
+                Err(StreamError::Part { why, accepted, last }) => {
+                    state.accepted += accepted;
+                    let accepted = state.accepted;
+                    state.refuse(problem(&StreamError::Part { why, accepted, last }))
+                }
+                Err(error) => state.refuse(problem(&error)),
+            };
+            (answered, state.out)
+        };
+        send(answered);
+        (self.settled)(out);
+    }
+}
+
+fn send((answered, guard): Leaving) {
+    drop(guard);
+    if let Some((to, response)) = answered {
+        to.send(response);
+    }
+}
+
+/// An NDJSON body that feeds a turn.
+struct Body {
+    feed: Arc<Feed>,
+    /// The line that has not ended yet.
+    line: Lock<Vec<u8>>,
 }
 
 /// `POST …/turns/{turn}/parts`
 pub(super) fn take(streams: &Streams, request: Request, reply: Reply) {
-    let at = or_answer!(reply, stream_of(&request, Op::Produce));
-    let fence = or_answer!(reply, fence(&request));
-    let first = match request.header("towpath-part").map(str::parse::<u32>) {
-        None => None,
-        Some(Ok(first)) if first > 0 => Some(first),
-        Some(_) => {
-            return reply.problem(400, "bad_request", "Towpath-Part is the number of the first line, from 1");
-        }
-    };
-    let known = streams.clone();
-    streams.resolve_then(
-        at,
-        Box::new(move |stream| match stream {
-            Ok(stream) => Feed::open(known, stream, fence, first, reply),
-            Err(error) => reply.send(problem(&error)),
-        }),
+    let asked = or_answer!(reply, feeding(&request));
+    Feed::open(
+        streams,
+        asked,
+        |_| {},
+        move |feed| match feed {
+            Ok((feed, cancel)) => {
+                let body = Arc::new(Body { feed: feed.clone(), line: Lock::default() });
+                let outlet = Outlet::new(move |batch| body.hear(batch));
+                let _link = reply.stream_body(Owner::new(&outlet, 0));
+                feed.begin(reply.into(), &cancel);
+            }
+            Err(response) => reply.send(response),
+        },
     );
 }
 
-impl Feed {
-    fn open(streams: Streams, stream: Uuid, fence: Fence, first: Option<u32>, reply: Reply) {
-        // Whoever may not write hears so before it sends anything, and whoever may hears of an interrupt.
-        let known = streams.clone();
-        known.cancel_of_then(
-            stream,
-            fence,
-            Box::new(move |cancel| {
-                let cancel = match cancel {
-                    Ok(cancel) => cancel,
-                    Err(error) => return reply.send(problem(&error).closing()),
-                };
-                let body = Body { first, ..Body::default() };
-                let feed = Arc::new(Feed { streams, stream, fence, body: Lock::new(body) });
-                let (hears, interrupted) = (feed.clone(), feed.clone());
-                let outlet = Outlet::new(move |batch| hears.hear(batch));
-                let _link = reply.stream_body(Owner::new(&outlet, 0));
-                let ready = {
-                    let mut body = feed.body.lock();
-                    body.reply = Some(reply);
-                    // The body may have been here and gone while the reply was on its way.
-                    body.leave()
-                };
-                send(ready);
-                let guard = cancel.on_cancel(move || interrupted.interrupted());
-                feed.body.lock().guard = Some(guard);
-            }),
-        );
-    }
-
-    /// The turn was asked to stop, or is lost: the body is answered at once, wherever it is.
-    fn interrupted(self: &Arc<Feed>) {
-        let answered = self.body.lock().answer(true);
-        send(answered);
-    }
-
+impl Body {
     /// What arrived of the body, on its I/O thread.
-    fn hear(self: &Arc<Feed>, batch: LinkBatch) -> Result<(), LinkBatch> {
+    fn hear(&self, batch: LinkBatch) -> Result<(), LinkBatch> {
         for event in batch {
             match event.what {
-                Happened::Bytes(bytes) => self.feed(&bytes),
+                Happened::Bytes(bytes) => self.take(&bytes),
                 Happened::Expired => {}
                 Happened::Ended => {
                     // A last line need not end.
-                    let rest = {
-                        let mut body = self.body.lock();
-                        body.ended = true;
-                        std::mem::take(&mut body.line)
-                    };
-                    if rest.iter().all(u8::is_ascii_whitespace) {
-                        self.submit(Vec::new());
-                    } else {
-                        self.feed_lines(&[&rest]);
+                    let rest = std::mem::take(&mut *self.line.lock());
+                    match parts_of(&[&rest]) {
+                        (parts, None) => self.feed.end(parts),
+                        (_, Some(refused)) => self.feed.refuse(refused),
                     }
                 }
-                Happened::Closed(_) => {
-                    let gone = {
-                        let mut body = self.body.lock();
-                        body.decided = true;
-                        (body.reply.take(), body.guard.take())
-                    };
-                    drop(gone);
-                }
+                Happened::Closed(_) => self.feed.leave(),
                 Happened::Opened(..)
                 | Happened::Refused(_)
                 | Happened::Text(_)
@@ -170,106 +287,59 @@ impl Feed {
         Ok(())
     }
 
-    fn feed(self: &Arc<Feed>, bytes: &[u8]) {
-        let max = self.streams.limits().turn_bytes_max;
+    fn take(&self, bytes: &[u8]) {
+        let max = self.feed.streams.limits().turn_bytes_max;
         let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
-            let refused = {
-                let mut body = self.body.lock();
-                body.line.extend_from_slice(bytes);
-                let too_long = body.line.len() > max;
-                if too_long {
-                    body.refuse(problem(&StreamError::TooLarge { bytes: max + 1, max }))
-                } else {
-                    (None, None)
-                }
+            let too_long = {
+                let mut line = self.line.lock();
+                line.extend_from_slice(bytes);
+                line.len() > max
             };
-            return send(refused);
+            if too_long {
+                self.feed.refuse(problem(&StreamError::TooLarge { bytes: max + 1, max }));
+            }
+            return;
         };
         let whole = {
-            let mut body = self.body.lock();
-            let mut whole = std::mem::take(&mut body.line);
+            let mut line = self.line.lock();
+            let mut whole = std::mem::take(&mut *line);
             whole.extend_from_slice(&bytes[..end]);
-            body.line.extend_from_slice(&bytes[end + 1..]);
+            line.extend_from_slice(&bytes[end + 1..]);
             whole
         };
         let lines: Vec<&[u8]> = whole.split(|byte| *byte == b'\n').collect();
-        self.feed_lines(&lines);
-    }
-
-    fn feed_lines(self: &Arc<Feed>, lines: &[&[u8]]) {
-        let mut parts = Vec::with_capacity(lines.len());
-        for line in lines {
-            // A blank line is a sign of life.
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            match part_of(line) {
-                Ok(part) => parts.push(part),
-                Err(response) => {
-                    self.submit(parts);
-                    let refused = self.body.lock().refuse(response);
-                    return send(refused);
-                }
-            }
+        let (parts, refused) = parts_of(&lines);
+        self.feed.submit(parts);
+        if let Some(refused) = refused {
+            self.feed.refuse(refused);
         }
-        self.submit(parts);
-    }
-
-    /// Hands parts to the room; none at all is a sign of life, and asks how far the turn is.
-    fn submit(self: &Arc<Feed>, parts: Vec<Arc<str>>) {
-        let first = {
-            let mut body = self.body.lock();
-            if body.decided {
-                return;
-            }
-            body.out += 1;
-            let first = body.first;
-            body.first = first.map(|first| first.saturating_add(parts.len() as u32));
-            first
-        };
-        let feed = self.clone();
-        let then = Box::new(move |outcome| feed.settle(outcome));
-        self.streams.parts_then(self.stream, self.fence, first, parts, then);
-    }
-
-    /// The room has answered a batch, on its own thread.
-    fn settle(self: &Arc<Feed>, outcome: Result<Accepted, StreamError>) {
-        let answered = {
-            let mut body = self.body.lock();
-            body.out -= 1;
-            match outcome {
-                Ok(accepted) => {
-                    body.accepted += accepted.accepted;
-                    body.last = body.last.max(accepted.last);
-                    if accepted.interrupted || (body.ended && body.out == 0) {
-                        body.answer(accepted.interrupted)
-                    } else {
-                        (None, None)
-                    }
-                }
-                Err(StreamError::Part { why, accepted, last }) => {
-                    body.accepted += accepted;
-                    let accepted = body.accepted;
-                    body.refuse(problem(&StreamError::Part { why, accepted, last }))
-                }
-                Err(error) => body.refuse(problem(&error)),
-            }
-        };
-        send(answered);
     }
 }
 
-fn send((answered, guard): Leaving) {
-    drop(guard);
-    if let Some((reply, response)) = answered {
-        reply.send(response);
+/// The parts in these lines, up to the first that is none, and what is wrong with that one.
+fn parts_of(lines: &[&[u8]]) -> (Vec<Arc<str>>, Option<Response>) {
+    let mut parts = Vec::with_capacity(lines.len());
+    for line in lines {
+        // A blank line is a sign of life.
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        match part_of(line) {
+            Ok(part) => parts.push(part),
+            Err(response) => return (parts, Some(response)),
+        }
     }
+    (parts, None)
+}
+
+/// Which turn a request asks to read.
+pub(crate) fn turn_asked(request: &Request) -> Result<(Address, u32), Response> {
+    Ok((stream_of(request, Op::Follow)?, super::number(request, "turn")?))
 }
 
 /// `GET …/turns/{turn}`
 pub(super) fn give(streams: &Streams, request: Request, reply: Reply) {
-    let at = or_answer!(reply, stream_of(&request, Op::Follow));
-    let turn = or_answer!(reply, super::number(&request, "turn"));
+    let (at, turn) = or_answer!(reply, turn_asked(&request));
     let known = streams.clone();
     streams.resolve_then(
         at,

@@ -169,6 +169,24 @@ impl Headers {
 }
 
 impl Head {
+    /// The head of a request that came over no connection. Of `headers`, names are in lower case, and values are
+    /// ASCII and short.
+    pub(crate) fn local(method: Method, path: &str, headers: &[(&str, String)]) -> Head {
+        let mut head = Head {
+            method,
+            path: path.to_owned(),
+            query: String::new(),
+            version: Version::Http11,
+            host: String::new(),
+            framing: Framing::Empty,
+            keep_alive: false,
+            expects_continue: false,
+            headers: Headers::default(),
+        };
+        headers.iter().for_each(|(name, value)| head.headers.push(name, value.as_bytes()));
+        head
+    }
+
     /// The value of a header that came exactly once (name in lower case). Absent, repeated and
     /// non-ASCII values are all `None`: nothing is decided by a header that says two things.
     pub fn header(&self, name: &str) -> Option<&str> {
