@@ -2,7 +2,8 @@
 //!
 //! A handler is a closure. One that blocks gets a thread of a pool; one marked [`Procedure::inline`] runs in the
 //! room that serves the sessions, and must not wait: an rpc that computes, or a subscription that only hands
-//! its [`Writable`] to whoever will write to it later, which costs no thread however long it lives.
+//! its [`Writable`] to whoever will write to it later, which costs no thread however long it lives. In the same way
+//! [`Procedure::rpc_later`] and [`Procedure::upload_later`] leave the answer to whoever has it.
 //!
 //! ```
 //! use towpath::service::schema::{number, object};
@@ -24,6 +25,7 @@
 //! ```
 
 mod call;
+mod later;
 mod procedure;
 pub mod reference;
 mod requests;
@@ -33,6 +35,7 @@ mod services;
 mod writable;
 
 pub use self::call::Call;
+pub use self::later::{Later, Resume, Sink};
 pub use self::procedure::Procedure;
 pub use self::requests::Readable;
 pub use self::services::{Service, Services};

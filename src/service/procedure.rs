@@ -1,5 +1,6 @@
 //! A procedure: a shape, what it takes and gives, and the handler behind it.
 
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::Failure;
 use super::call::{Begun, Call, Ending};
+use super::later::{Later, Resume, Sink, Sinking};
 use super::requests::{Readable, queue};
 use super::schema::{self, Schema};
 use super::services::bad_init;
@@ -116,6 +118,63 @@ impl Procedure {
                 answer => answers.finish(answer),
             };
             start_or_run(&opening, job, requests, inline)
+        })
+    }
+
+    /// One request, one answer, which the handler may leave to whoever has it: it runs as if
+    /// [`inline`](Procedure::inline), must not wait, and the call holds no thread.
+    ///
+    /// ```
+    /// use towpath::Procedure;
+    /// use towpath::service::Later;
+    ///
+    /// let (to_whoever_knows, _asked) = std::sync::mpsc::sync_channel::<(String, Later<u64>)>(8);
+    /// let ask = Procedure::rpc_later(move |_, name: String, later| {
+    ///     if let Err(full) = to_whoever_knows.try_send((name, later)) {
+    ///         drop(full); // its caller hears that nobody answered
+    ///     }
+    /// });
+    /// # drop(ask);
+    /// ```
+    pub fn rpc_later<I, O, F>(handler: F) -> Procedure
+    where
+        I: DeserializeOwned + Send + 'static,
+        O: Serialize + 'static,
+        F: Fn(&Call, I, Later<O>) + Send + Sync + 'static,
+    {
+        Procedure::new(Kind::Rpc, move |opening, init, _, _| {
+            let init: I = match take_init(init) {
+                Ok(init) => init,
+                Err(failure) => return Opened::Failed(failure),
+            };
+            let begun = Begun::new(&opening);
+            let later = Later::new(opening.answers());
+            // Should it panic, it drops what it was to answer with, and the caller hears so.
+            let _ = catch_unwind(AssertUnwindSafe(|| handler(&begun.call, init, later)));
+            Opened::Running(Box::new(NoRequests { ending: begun.ending }))
+        })
+    }
+
+    /// Many requests, which go into what the handler gives back, and one answer: as in [`Procedure::rpc_later`],
+    /// nothing waits, and the call holds no thread.
+    pub fn upload_later<I, R, O, S, F>(handler: F) -> Procedure
+    where
+        I: DeserializeOwned + Send + 'static,
+        R: DeserializeOwned + 'static,
+        O: Serialize + 'static,
+        S: Sink<R> + 'static,
+        F: Fn(&Call, I, Later<O>, Resume) -> S + Send + Sync + 'static,
+    {
+        Procedure::new(Kind::Upload, move |opening, init, _, data| {
+            let init: I = match take_init(init) {
+                Ok(init) => init,
+                Err(failure) => return Opened::Failed(failure),
+            };
+            let begun = Begun::new(&opening);
+            let (later, resume) = (Later::new(opening.answers()), Resume(opening.answers()));
+            let sink = catch_unwind(AssertUnwindSafe(|| handler(&begun.call, init, later, resume))).ok();
+            let (schema, ending) = (data.clone(), begun.ending);
+            Opened::Running(Box::new(Sinking { sink, schema, ending, of: PhantomData }))
         })
     }
 

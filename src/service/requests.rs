@@ -83,7 +83,7 @@ impl Requests for Queue {
     }
 }
 
-fn bad_data(complaints: &[schema::Complaint]) -> Failure {
+pub(super) fn bad_data(complaints: &[schema::Complaint]) -> Failure {
     let first = complaints.iter().take(5).map(|complaint| {
         let path = ("path", complaint.path.as_str().into());
         Value::map([path, ("message", complaint.message.as_str().into())])

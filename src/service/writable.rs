@@ -145,7 +145,8 @@ fn give_up(answers: &Answers, failure: Failure) {
     match failure.ends_call() {
         true => answers.fail(failure),
         false => {
-            answers.finish(Err(failure));
+            // It may be a room that says so.
+            answers.leave(Err(failure));
             answers.close();
         }
     }

@@ -195,6 +195,12 @@ impl<R: Serialize, O: DeserializeOwned> Upload<R, O> {
         self.answers.cancel();
     }
 
+    /// The answer, if it comes by `deadline` though there may be more requests: a server may know it before it has
+    /// read everything, as when what it was given is refused. Once it has come, drop the upload.
+    pub fn answer_by(&mut self, deadline: Moment) -> Option<Result<O, Failure>> {
+        self.answers.next_by(deadline).filter(|answer| !matches!(answer, Err(why) if why.code == TIMED_OUT))
+    }
+
     /// Says that there are no more requests and waits for the answer.
     ///
     /// # Errors

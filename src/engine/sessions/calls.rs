@@ -170,6 +170,13 @@ impl Answers {
         self.mail.surely_into(&self.mail.entering, message);
     }
 
+    /// The same for a thread that has work of its own, a room's or a store's: it leaves the answer and goes on.
+    pub fn leave(&self, answer: Answer) {
+        self.client.gate.flying.fetch_add(1, Ordering::AcqRel);
+        let message = Message::Answer { session: self.session, stream: self.stream.clone(), answer };
+        self.mail.surely(message);
+    }
+
     /// No more answers.
     pub fn close(&self) {
         self.mail.surely(Message::CloseAnswers { session: self.session, stream: self.stream.clone() });

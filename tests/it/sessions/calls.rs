@@ -5,7 +5,7 @@ use towpath::client::session::TIMED_OUT;
 use towpath::codec::Codec;
 use towpath::codec::typed::Blob;
 use towpath::service::schema::{any, bytes, number, object};
-use towpath::service::{Failure, NotWritten, Procedure, Writable};
+use towpath::service::{Failure, Later, NotWritten, Procedure, Resume, Sink, Writable};
 use towpath::state::value::Value;
 
 use super::*;
@@ -364,4 +364,99 @@ fn schemas_are_served_for_tools_and_for_typescript() {
         types.contains("divide: { type: \"rpc\"; init: { a: number; b: number }; output: { result: number }"),
         "{types}"
     );
+}
+
+#[test]
+fn a_call_is_answered_later_by_anybody_and_one_that_nobody_answers_fails() {
+    let (to_whoever_knows, asked) = std::sync::mpsc::sync_channel::<(u64, Later<u64>)>(8);
+    let later = Procedure::rpc_later(move |_, n: u64, later| {
+        to_whoever_knows.try_send((n, later)).expect("there is room");
+    });
+    let forgets = Procedure::rpc_later(|_, _: u64, later: Later<u64>| drop(later));
+    let panics = Procedure::rpc_later(|_, _: u64, _: Later<u64>| panic!("it cannot"));
+    let refuses =
+        Procedure::rpc_later(|_, _: u64, later: Later<u64>| later.give(Err(Failure::new("NO", "not today"))));
+    let extra = Service::new("extra").with("later", later).with("forgets", forgets);
+    let extra = extra.with("panics", panics).with("refuses", refuses);
+    // There is no thread for a handler that would wait.
+    let stage = Stage::built(quiet(), extra, |builder| builder.handlers_max(0));
+    let remote = stage.client();
+    let knows = std::thread::spawn(move || {
+        for (n, later) in asked.iter().take(2) {
+            later.give(Ok(n + 1));
+        }
+    });
+    for n in [1_u64, 2] {
+        assert_eq!(remote.client.rpc("extra", "later", &n), Ok(n + 1));
+    }
+    knows.join().unwrap();
+    let code = |procedure: &str| remote.client.rpc::<_, u64>("extra", procedure, &1_u64).unwrap_err().code;
+    assert_eq!(code("forgets"), "UNCAUGHT_ERROR");
+    assert_eq!(code("panics"), "UNCAUGHT_ERROR");
+    assert_eq!(code("refuses"), "NO");
+    until(&stage.rt, "no call is left open", || remote.client.open_calls() == 0);
+}
+
+/// Adds up, and holds its session back after every tenth number until somebody lets it go on.
+struct Sum {
+    total: u64,
+    taken: u64,
+    later: Option<Later<u64>>,
+    resume: Resume,
+    held: std::sync::mpsc::SyncSender<Option<Resume>>,
+}
+
+impl Sink<u64> for Sum {
+    fn take(&mut self, n: u64) -> bool {
+        self.total += n;
+        self.taken += 1;
+        let holds = self.taken.is_multiple_of(10);
+        if holds {
+            self.held.try_send(Some(self.resume.clone())).expect("one at a time");
+        }
+        !holds
+    }
+    fn ended(&mut self) {
+        if let Some(later) = self.later.take() {
+            later.give(Ok(self.total));
+        }
+    }
+    fn gone(&mut self) {
+        // Full cannot be: a session that is held back has taken no more.
+        let _ = self.held.try_send(None);
+    }
+}
+
+#[test]
+fn an_upload_goes_into_a_sink_that_holds_its_session_back_and_hears_of_the_end() {
+    let (held, holds) = std::sync::mpsc::sync_channel(8);
+    let sum = Procedure::upload_later(move |_, (): (), later: Later<u64>, resume| Sum {
+        total: 0,
+        taken: 0,
+        later: Some(later),
+        resume,
+        held: held.clone(),
+    });
+    let extra = Service::new("extra").with("sum", sum.requests(number()));
+    let stage = Stage::built(quiet(), extra, |builder| builder.handlers_max(0));
+    let remote = stage.client();
+    let upload = remote.client.upload::<_, u64, u64>("extra", "sum", &()).unwrap();
+    (1..=100).for_each(|n| upload.write(&n).unwrap());
+    let patience = Duration::from_secs(10);
+    for n in 0..10 {
+        if n % 3 == 1 {
+            remote.cut();
+        }
+        holds.recv_timeout(patience).expect("it holds back").expect("and is not over").now();
+    }
+    assert_eq!(upload.finish(), Ok(5_050));
+    assert!(holds.recv_timeout(patience).expect("it hears").is_none(), "of the end");
+
+    let mut upload = remote.client.upload::<_, serde_json::Value, u64>("extra", "sum", &()).unwrap();
+    upload.write(&serde_json::json!("one")).unwrap();
+    let refused = upload.answer_by(stage.rt.now() + patience).expect("before it is closed").unwrap_err();
+    assert_eq!(refused.code, "INVALID_REQUEST");
+    assert!(holds.recv_timeout(patience).expect("it hears").is_none(), "of a call that broke");
+    drop(upload);
+    until(&stage.rt, "no call is left open", || remote.client.open_calls() == 0);
 }
