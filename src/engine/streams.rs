@@ -52,6 +52,7 @@ pub use courier::ERRANDS_PATH;
 pub use event::{Ended, Event, Hello, Reset, What};
 pub use figures::RelayFigures;
 pub use follow::{Follow, FollowOptions};
+pub(crate) use follower::Listener;
 pub use follower::{Ends, FollowerId, Format, QUEUE_BYTES_MAX, QUEUE_WAIT_MAX, Since};
 pub use room::{
     Accepted, Alive, Living, Polled, RELAY_MESSAGE_MAX, RELAY_PATH, RELAY_TICKET, RelayWays, Then, TurnRead,

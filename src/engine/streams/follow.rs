@@ -12,9 +12,9 @@ use crate::state::stream::Cursor;
 
 use super::super::visits::Caller;
 use super::event::{Ended, Event, What};
-use super::follower::{Channel, FollowerId, News, Since, Tap};
+use super::follower::{Channel, FollowerId, Listener, News, Since, Tap};
 use super::room::Message;
-use super::{StreamError, Streams, address};
+use super::{Guest, StreamError, Streams, address};
 
 /// How many events a follower's channel holds; what does not fit waits in the room, up to its bound.
 const EVENTS: usize = 256;
@@ -95,10 +95,24 @@ impl Streams {
         let id = self.next_follower();
         let (tx, rx) = self.rt().channel("follow", EVENTS);
         let news = Arc::new(News::default());
-        let tap = Tap::Channel(Channel::new(tx, self.limits().queue_bytes_max, news.clone()));
+        let tap = Tap::Channel(Channel::new(Box::new(tx), self.limits().queue_bytes_max, news.clone()));
         let guest = self.visit(&Caller::default(), name, "process");
         self.follow_tap(id, stream, options, tap, guest)?;
         Ok(Follow { streams: self.clone(), stream, id, events: Some(rx), news, last: None, over: false })
+    }
+
+    /// Follows without a thread: the room tells `listener`, and again a little later what it has no room for.
+    /// [`Streams::unfollow`] ends it.
+    pub(crate) fn follow_with(
+        &self,
+        id: FollowerId,
+        stream: Uuid,
+        options: FollowOptions,
+        listener: Box<dyn Listener>,
+        guest: Guest,
+    ) -> Result<(), StreamError> {
+        let channel = Channel::new(listener, self.limits().queue_bytes_max, Arc::default());
+        self.follow_tap(id, stream, options, Tap::Channel(channel), guest)
     }
 }
 

@@ -167,15 +167,37 @@ impl fmt::Debug for Ends {
     }
 }
 
-/// A follower in this process: a channel, and what did not fit into it.
-#[derive(Debug)]
+/// Who follows in this process, as its room reaches it: called on the room's thread, where nothing may wait.
+pub(crate) trait Listener: Send {
+    /// Takes an event, or gives it back: there is no room now, or nobody any more.
+    fn tell(&mut self, event: Event) -> Result<(), TrySendError<Event>>;
+    /// The follow has ended, and there was no room to say so.
+    fn untold(&mut self, why: Ended);
+}
+
+impl Listener for Sender<Event> {
+    fn tell(&mut self, event: Event) -> Result<(), TrySendError<Event>> {
+        self.try_send(event)
+    }
+
+    /// Whoever reads finds out when it has taken what is there, and asks [`News`].
+    fn untold(&mut self, _: Ended) {}
+}
+
+/// A follower in this process: whom to tell, and what did not fit.
 pub(super) struct Channel {
-    events: Sender<Event>,
+    events: Box<dyn Listener>,
     backlog: VecDeque<Event>,
     bytes: usize,
     bytes_max: usize,
     since: Moment,
     news: Arc<News>,
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Channel({} waiting)", self.backlog.len())
+    }
 }
 
 /// What a follower and its room know of each other besides events.
@@ -217,8 +239,8 @@ pub(super) enum Told {
 }
 
 impl Channel {
-    /// A follower that reads from the other end of `events`.
-    pub(super) fn new(events: Sender<Event>, bytes_max: usize, news: Arc<News>) -> Channel {
+    /// A follower that is told so.
+    pub(super) fn new(events: Box<dyn Listener>, bytes_max: usize, news: Arc<News>) -> Channel {
         Channel { events, backlog: VecDeque::new(), bytes: 0, bytes_max, since: Moment::ZERO, news }
     }
 
@@ -226,7 +248,7 @@ impl Channel {
     /// sends the next page when this one was taken.
     pub(super) fn tell(&mut self, now: Moment, event: Event, counts: bool) -> Told {
         if self.backlog.is_empty() {
-            match self.events.try_send(event) {
+            match self.events.tell(event) {
                 Ok(()) => return Told::Well,
                 Err(TrySendError::Disconnected(_)) => return Told::Gone,
                 // Kept here, up to the bound: the room waits for nobody.
@@ -271,7 +293,7 @@ impl Channel {
     pub(super) fn drain(&mut self, now: Moment) -> Told {
         while let Some(event) = self.backlog.pop_front() {
             let weight = event.what.weight();
-            match self.events.try_send(event) {
+            match self.events.tell(event) {
                 Ok(()) => {
                     self.bytes -= weight;
                     self.since = now;
@@ -299,10 +321,14 @@ impl Channel {
     }
 
     /// It ends. If there is no room for the last event it finds out when it has taken what is there.
-    fn end(&self, why: Ended, event: Option<&Event>) {
+    fn end(&mut self, why: Ended, event: Option<&Event>) {
         self.news.set(why);
-        if let (true, Some(event)) = (self.backlog.is_empty(), event) {
-            drop(self.events.try_send(event.clone()));
+        let told = match (self.backlog.is_empty(), event) {
+            (true, Some(event)) => self.events.tell(event.clone()).is_ok(),
+            _ => false,
+        };
+        if !told {
+            self.events.untold(why);
         }
     }
 }
