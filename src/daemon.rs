@@ -20,7 +20,7 @@ pub mod river;
 mod signals;
 pub mod upkeep;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -276,13 +276,15 @@ impl Daemon {
         let pipes = pipes::start(rt, config, engine.visits(), engine.replicas())?;
         pipes.handle().describe(&mut metrics);
         front::pipes::routes(&mut router, rt, &pipes.handle());
+        // What sessions ask of the routes, they ask once all routes are known.
+        let local = Arc::new(OnceLock::new());
         let behind = river::Behind {
             streams: engine.streams().clone(),
             metadata: engine.metadata().clone(),
             connections: engine.connections().clone(),
-            pipes: pipes.handle(),
             replicas: engine.replicas().clone(),
             visits: engine.visits().clone(),
+            local: local.clone(),
         };
         let sessions = river::start(rt, gate.clone(), behind, &mut metrics)?;
         router.add(front::river::route("/river", sessions.doorbell().clone()));
@@ -295,6 +297,7 @@ impl Daemon {
         let figures = metrics.described();
         let replicas = engine.replicas();
         operations::add_routes(&mut router, &condition, &gate, replicas, metrics.into_exposition(), asked);
+        local.set(router.local()).expect("it is filled once, here");
         let doors =
             io.start(limits::of_links(config, links), entrance.listeners(config)?, Arc::new(router))?;
         let room = engine.directory().map_or_else(String::new, |directory| format!("; {}", directory.room()));

@@ -1,15 +1,17 @@
 //! The daemon's River services, behind the door `/river`.
 //!
 //! Who a client is, its handshake says: `{token}` in its metadata, judged by the same gate as every request. What
-//! a client may do is asked with each call, by role and scope, as over HTTP.
+//! a client may do is asked with each call, by role and scope, as over HTTP. What a route answers with one whole
+//! response, its procedure has from that route's handler ([`mirror`]).
 
 mod admin;
 mod agents;
 mod connections;
+mod mirror;
 mod pipes;
 mod streams;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,17 +19,19 @@ use crate::Result;
 use crate::codec::typed;
 use crate::engine::connections::Connections;
 use crate::engine::metadata::Metadata;
-use crate::engine::pipes::PipesHandle;
 use crate::engine::replicas::Replicas;
 use crate::engine::sessions::{Admission, Admitted, Settings};
-use crate::engine::streams::Streams;
+use crate::engine::streams::{StreamError, Streams};
 use crate::engine::visits::Visits;
-use crate::front::{Gate, Op, Principal, Role, Scope};
+use crate::front::connections::refusal;
+use crate::front::streams::problem;
+use crate::front::{Gate, Local, Op, Principal, Response, Role, Scope};
 use crate::metrics::Metrics;
 use crate::rt::Rt;
 use crate::service::server::Server;
 use crate::service::{Call, Failure, Services};
 use crate::state::handshake::{Refusal, RefusalCode};
+use crate::state::time::Wall;
 use crate::state::value::Value;
 
 /// What the services stand on.
@@ -35,9 +39,16 @@ pub(super) struct Behind {
     pub(super) streams: Streams,
     pub(super) metadata: Metadata,
     pub(super) connections: Connections,
-    pub(super) pipes: PipesHandle,
     pub(super) replicas: Replicas,
     pub(super) visits: Visits,
+    /// The routes, once all are known: before the doors open.
+    pub(super) local: Arc<OnceLock<Local>>,
+}
+
+impl Behind {
+    fn local(&self) -> Result<&Local, Failure> {
+        self.local.get().ok_or_else(|| Failure::new("stopped", "the daemon is still starting: try again"))
+    }
 }
 
 /// Starts the sessions.
@@ -110,6 +121,8 @@ struct Known {
     name: String,
     roles: Vec<String>,
     scopes: Option<Vec<(String, Vec<String>)>>,
+    /// In microseconds.
+    expires: Option<i64>,
 }
 
 impl From<&Principal> for Known {
@@ -121,6 +134,7 @@ impl From<&Principal> for Known {
             name: who.name.clone(),
             roles: who.roles.iter().map(|role| role.as_str().to_owned()).collect(),
             scopes: who.scopes.as_ref().map(|scopes| scopes.iter().map(scope).collect()),
+            expires: who.expires.map(Wall::as_micros),
         }
     }
 }
@@ -138,48 +152,41 @@ fn caller(call: &Call) -> Principal {
         name: known.name,
         roles: known.roles.iter().filter_map(|role| Role::parse(role)).collect(),
         scopes: known.scopes.map(|scopes| scopes.into_iter().map(scope).collect()),
-        // The session ends with the credentials, or gets fresh ones.
-        expires: None,
-    }
-}
-
-fn may(call: &Call, op: Op, stream: &str) -> Result<(), Failure> {
-    match caller(call).may(op, stream) {
-        true => Ok(()),
-        false => Err(Failure::new("forbidden", format!("this token may not {} {stream}", op.as_str()))),
+        // The session ends then, or gets fresh ones; a ticket that it asks for must not live longer.
+        expires: known.expires.map(Wall),
     }
 }
 
 fn must_be(call: &Call, roles: &[Role]) -> Result<(), Failure> {
     let who = caller(call);
-    if roles.iter().any(|role| who.has(*role)) {
-        return Ok(());
+    match roles.iter().any(|role| who.has(*role)) {
+        true => Ok(()),
+        false => Err(Failure::new("forbidden", "these credentials do not have the role this needs")),
     }
-    let names: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
-    Err(Failure::new("forbidden", format!("this needs the role {}", names.join(" or "))))
 }
 
-/// An error of the library as a service's error, with the codes of the HTTP door.
+/// What a response refuses with, as a service's error: the code and the words, and what else it says.
+fn failure_of(response: &Response) -> Failure {
+    const USUAL: [&str; 5] = ["type", "title", "status", "code", "detail"];
+    let problem = serde_json::from_slice(response.content()).unwrap_or(Value::Null);
+    let said = |name: &str| problem.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let failure = Failure::new(said("code"), said("detail"));
+    let Value::Map(fields) = problem else { return failure };
+    let extras: Vec<_> = fields.into_iter().filter(|(name, _)| !USUAL.contains(&name.as_str())).collect();
+    if extras.is_empty() { failure } else { failure.with(Value::Map(extras)) }
+}
+
+/// An error of the library as a service's error, as the HTTP door says it.
 fn refused(error: &crate::Error) -> Failure {
-    use crate::Code;
-    let code = match error.code() {
-        Code::BadRequest => "bad_request",
-        Code::NotFound => "not_found",
-        Code::Conflict | Code::Exists => "conflict",
-        Code::Full => "full",
-        Code::StoreUnavailable => "store_unavailable",
-        Code::TimedOut => "timed_out",
-        Code::Stopped => "stopping",
-        _ => "internal",
-    };
-    Failure::new(code, error.to_string())
+    failure_of(&refusal(error))
 }
 
-/// What the HTTP door would show, as the answer of a procedure.
-fn shown(shown: &impl Serialize) -> Result<serde_json::Value, Failure> {
-    serde_json::to_value(shown).map_err(Failure::uncaught)
+/// An error of streams as a service's error, as the HTTP door says it.
+fn failed(error: &StreamError) -> Failure {
+    failure_of(&problem(error))
 }
 
-fn uuid(text: &str, of: &str) -> Result<uuid::Uuid, Failure> {
-    uuid::Uuid::try_parse(text).map_err(|_| Failure::new("bad_request", format!("{of} is not a UUID")))
+/// JSON that this crate wrote, as an answer.
+fn value_of(json: &str) -> Result<Value, Failure> {
+    serde_json::from_str(json).map_err(Failure::uncaught)
 }

@@ -49,6 +49,7 @@ mod daemon;
 mod disconnects;
 mod interop;
 mod links;
+mod mirror;
 mod replay;
 
 use std::sync::Arc;

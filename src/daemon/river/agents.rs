@@ -2,101 +2,142 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::{Late, must_be, refused};
-use crate::engine::metadata::Metadata;
-use crate::front::{Role, agents};
-use crate::service::schema::{any, array, integer, object, optional, text};
+use super::mirror::Mirror;
+use super::{Behind, Late, failure_of, refused, value_of};
+use crate::engine::watches::Watch;
+use crate::front::agents;
+use crate::service::schema::{Schema, array, integer, null, object, one_of, optional, text};
 use crate::service::{Call, Failure, NotWritten, Procedure, Service, Writable};
-use crate::store::metadata::AgentRow;
+use crate::state::value::Value;
 
 /// How long a watch waits for news before it looks whether anybody still listens.
 const LOOK: Duration = Duration::from_millis(500);
-const READERS: &[Role] = &[Role::Agent, Role::Follower];
+/// Agents that one call watches by their ids.
+const WATCHED_MAX: usize = 1_000;
 
-#[derive(Deserialize)]
-struct Report {
-    agent: uuid::Uuid,
-    metadata: Vec<Entry>,
+const ONE: &[(&str, &str)] = &[("agent", "id")];
+const WATCH: Mirror = Mirror::get("/v1/agents/{id}/metadata/watch").params(ONE);
+const WATCH_ALL: Mirror = Mirror::get("/v1/agents/watch").query();
+
+fn one() -> Schema {
+    object([("agent", text())])
 }
 
-#[derive(Deserialize)]
-struct Entry {
-    key: String,
-    value: String,
-    error: Option<String>,
+fn agent() -> Schema {
+    object([("id", text()), ("name", text())])
 }
 
-#[derive(Serialize)]
-struct Accepted {
-    accepted: usize,
+fn values() -> Schema {
+    let row = object([
+        ("key", text()),
+        ("value", text()),
+        ("error", text()),
+        ("collected_at", text()),
+        ("age_ms", integer()),
+        ("display_name", text()),
+        ("display_order", integer()),
+    ]);
+    object([("agent", text()), ("metadata", array(row))])
 }
 
-#[derive(Deserialize)]
-struct One {
-    agent: uuid::Uuid,
+pub(super) fn service(behind: &Late) -> Service {
+    let report = Mirror::post("/v1/agents/{id}/metadata").params(ONE).body();
+    let read = Mirror::get("/v1/agents/{id}/metadata").params(ONE);
+    let list = Mirror::get("/v1/agents").query();
+    let name = Mirror::put("/v1/agents/{id}").params(ONE).body();
+    let declare = Mirror::put("/v1/agents/{id}/keys").params(ONE).body_is("keys");
+    let (watches, watches_all) = (behind.clone(), behind.clone());
+    let watch = Procedure::subscription(move |call, init: Value, out| {
+        let agents = watched(&watches, call, init)?;
+        let Behind { metadata, .. } = watches.get()?;
+        watch_into(metadata.watch_many(agents).map_err(|error| refused(&error))?, call, &out)
+    });
+    let watch_all = Procedure::subscription(move |call, init: Value, out| {
+        let request = WATCH_ALL.request(&watches_all, call, init)?;
+        let prefix = agents::prefix(&request).map_err(|response| failure_of(&response))?;
+        let Behind { metadata, .. } = watches_all.get()?;
+        watch_into(metadata.watch_all(prefix).map_err(|error| refused(&error))?, call, &out)
+    });
+    let entry = object([("key", text()), ("value", text()), ("error", optional(text()))]);
+    let key =
+        object([("key", text()), ("display_name", optional(text())), ("display_order", optional(integer()))]);
+    Service::new("agents")
+        .with(
+            "report",
+            report
+                .procedure(behind)
+                .about("Takes in metadata of an agent, as the latest.")
+                .takes(object([("agent", text()), ("metadata", array(entry))]))
+                .gives(object([("accepted", integer())])),
+        )
+        .with(
+            "read",
+            read.procedure(behind).about("What an agent last reported.").takes(one()).gives(values()),
+        )
+        .with(
+            "watch",
+            watch
+                .about("What agents report, as it stands and whenever it changes.")
+                .takes(one_of([one(), object([("agents", array(text()))])]))
+                .gives(values()),
+        )
+        .with(
+            "watch_all",
+            watch_all
+                .about("The same of all agents whose name begins with a prefix, those to come among them.")
+                .takes(object([("prefix", optional(text()))]))
+                .gives(values()),
+        )
+        .with(
+            "list",
+            list.procedure(behind)
+                .about("Agents whose name begins with a prefix, by name.")
+                .takes(object([
+                    ("prefix", optional(text())),
+                    ("limit", optional(integer())),
+                    ("after", optional(one_of([text(), null()])).about("the next of the page before")),
+                ]))
+                .gives(object([("agents", array(agent())), ("next", one_of([text(), null()]))])),
+        )
+        .with(
+            "name",
+            name.procedure(behind)
+                .about("Names an agent.")
+                .takes(object([("agent", text()), ("name", text())]))
+                .gives(agent()),
+        )
+        .with(
+            "declare",
+            declare
+                .procedure(behind)
+                .about("Says how an agent's keys are shown, and in which order.")
+                .takes(object([("agent", text()), ("keys", array(key))]))
+                .gives(object([("keys", integer())])),
+        )
 }
 
-#[derive(Deserialize)]
-struct Name {
-    agent: uuid::Uuid,
-    name: String,
+/// The agents a caller asks to watch, if it may: `agent` or `agents`.
+fn watched(behind: &Late, call: &Call, init: Value) -> Result<Vec<uuid::Uuid>, Failure> {
+    let inits = match init.get("agents") {
+        Some(Value::Array(agents)) if agents.len() > WATCHED_MAX => {
+            return Err(Failure::new("bad_field", format!("agents are at most {WATCHED_MAX}")));
+        }
+        Some(Value::Array(agents)) => {
+            agents.iter().map(|agent| Value::map([("agent", agent.clone())])).collect()
+        }
+        _ => vec![init],
+    };
+    let asked = inits.into_iter().map(|init| {
+        let request = WATCH.request(behind, call, init)?;
+        agents::agent(&request).map_err(|response| failure_of(&response))
+    });
+    asked.collect()
 }
 
-#[derive(Deserialize)]
-struct List {
-    prefix: Option<String>,
-    limit: Option<usize>,
-    after: Option<Agent>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Agent {
-    id: uuid::Uuid,
-    name: String,
-}
-
-#[derive(Serialize)]
-struct Listed {
-    agents: Vec<Agent>,
-    next: Option<Agent>,
-}
-
-fn report(metadata: &Metadata, ask: &Report) -> Result<Accepted, Failure> {
-    let entries: Vec<(&str, &str, &str)> = ask
-        .metadata
-        .iter()
-        .map(|entry| (entry.key.as_str(), entry.value.as_str(), entry.error.as_deref().unwrap_or_default()))
-        .collect();
-    let accepted = metadata.report(ask.agent, &entries);
-    accepted.map(|accepted| Accepted { accepted }).map_err(|error| Failure::new("refused", error.to_string()))
-}
-
-fn list(metadata: &Metadata, ask: List) -> Result<Listed, Failure> {
-    let limit = ask.limit.unwrap_or(100);
-    if !(1..=1_000).contains(&limit) {
-        return Err(Failure::new("bad_request", "limit is a number from 1 to 1000"));
-    }
-    let after = ask.after.map(|after| AgentRow { id: after.id, name: after.name });
-    let rows = metadata.agents(ask.prefix.as_deref().unwrap_or_default(), after, limit + 1);
-    let mut rows = rows.map_err(|error| refused(&error))?;
-    let more = rows.len() > limit;
-    rows.truncate(limit);
-    let agent = |row: &AgentRow| Agent { id: row.id, name: row.name.clone() };
-    Ok(Listed { agents: rows.iter().map(agent).collect(), next: rows.last().filter(|_| more).map(agent) })
-}
-
-fn watch(
-    metadata: &Metadata,
-    call: &Call,
-    ask: &One,
-    out: &Writable<serde_json::Value>,
-) -> Result<(), Failure> {
-    let mut watch = metadata.watch(ask.agent).map_err(|error| refused(&error))?;
+fn watch_into(mut watch: Watch, call: &Call, out: &Writable<Value>) -> Result<(), Failure> {
     while !call.cancel_token().is_cancelled() {
         match watch.wait_until(call.rt().now() + LOOK) {
-            Ok(values) => match out.write(&agents::shown(&values)) {
+            Ok(values) => match out.write(&value_of(&agents::shown(&values).to_string())?) {
                 Err(NotWritten::Closed) => return Ok(()),
                 written => written?,
             },
@@ -105,61 +146,4 @@ fn watch(
         }
     }
     Ok(())
-}
-
-pub(super) fn service(behind: &Late) -> Service {
-    let (reports, reads, watches, lists, names) =
-        (behind.clone(), behind.clone(), behind.clone(), behind.clone(), behind.clone());
-    let report = Procedure::rpc(move |call, ask: Report| {
-        must_be(call, &[Role::Agent])?;
-        report(&reports.get()?.metadata, &ask)
-    });
-    let read = Procedure::rpc(move |call, ask: One| {
-        must_be(call, READERS)?;
-        let values = reads.get()?.metadata.get(ask.agent).map_err(|error| refused(&error))?;
-        Ok(agents::shown(&values))
-    });
-    let watch = Procedure::subscription(move |call, ask: One, out| {
-        must_be(call, READERS)?;
-        watch(&watches.get()?.metadata, call, &ask, &out)
-    });
-    let list = Procedure::rpc(move |call, ask: List| {
-        must_be(call, READERS)?;
-        list(&lists.get()?.metadata, ask)
-    });
-    let name = Procedure::rpc(move |call, ask: Name| {
-        must_be(call, &[Role::Agent])?;
-        names.get()?.metadata.name(ask.agent, ask.name).map(|_| ()).map_err(|error| refused(&error))
-    });
-    let entry = object([("key", text()), ("value", text()), ("error", optional(text()))]);
-    let one = || object([("agent", text())]);
-    let values = || object([("agent", text()), ("metadata", array(any()))]);
-    let agent = || object([("id", text()), ("name", text())]);
-    Service::new("agents")
-        .with(
-            "report",
-            report
-                .about("Takes in metadata of an agent, as the latest.")
-                .takes(object([("agent", text()), ("metadata", array(entry))]))
-                .gives(object([("accepted", integer())])),
-        )
-        .with("read", read.about("What an agent last reported.").takes(one()).gives(values()))
-        .with(
-            "watch",
-            watch
-                .about("What an agent reports, as it stands and whenever it changes.")
-                .takes(one())
-                .gives(values()),
-        )
-        .with(
-            "list",
-            list.about("Agents whose name begins with a prefix, by name.")
-                .takes(object([
-                    ("prefix", optional(text())),
-                    ("limit", optional(integer())),
-                    ("after", optional(agent())),
-                ]))
-                .gives(object([("agents", array(agent())), ("next", any())])),
-        )
-        .with("name", name.about("Names an agent.").takes(object([("agent", text()), ("name", text())])))
 }

@@ -11,7 +11,7 @@ use towpath::wire::{IoThreads, Limits, Running, Target};
 use super::*;
 
 /// A daemon on a folder of its own.
-fn daemon(rt: &Rt, folder: &std::path::Path) -> Daemon {
+pub(super) fn daemon(rt: &Rt, folder: &std::path::Path) -> Daemon {
     daemon_with(rt, folder, |_| {})
 }
 
@@ -23,12 +23,12 @@ fn daemon_with(rt: &Rt, folder: &std::path::Path, change: impl FnOnce(&mut Confi
     Daemon::start(rt, &config).expect("a daemon")
 }
 
-fn wire(rt: &Rt) -> Running {
+pub(super) fn wire(rt: &Rt) -> Running {
     let io = IoThreads::new(rt, 1, None).expect("threads");
     io.start(Limits::default(), vec![], Arc::new(Router::new())).expect("threads")
 }
 
-fn client(rt: &Rt, wire: &Running, daemon: &Daemon, options: Options) -> Client {
+pub(super) fn client(rt: &Rt, wire: &Running, daemon: &Daemon, options: Options) -> Client {
     client_called(rt, "client", wire, daemon, options)
 }
 
@@ -95,15 +95,15 @@ fn the_services_do_what_the_http_doors_do() {
     let queued = ask("streams", "queue", json!({"stream": "a/1", "content": "do"}));
     let state = ask("streams", "state", json!({"stream": "a/1"}));
     assert_eq!(
-        (&state["name"], &state["status"], &state["queued"]),
-        (&json!("a/1"), &json!("pending"), &json!(1))
+        (&state["name"], &state["status"], &state["queue"][0]["content"]),
+        (&json!("a/1"), &json!("pending"), &json!("do"))
     );
     ask("streams", "unqueue", json!({"stream": "a/1", "id": queued["id"]}));
     let page = ask("streams", "list", json!({"limit": 1}));
     assert_eq!(page["streams"][0]["name"], "a/1");
     let rest = ask("streams", "list", json!({"after": page["next"]}));
     assert_eq!(rest["streams"][0]["name"], "a/2");
-    assert_eq!(refused("streams", "list", json!({"limit": 0})), "bad_request");
+    assert_eq!(refused("streams", "list", json!({"limit": 0})), "bad_parameter");
     ask("streams", "delete", json!({"stream": "a/2"}));
     assert_eq!(refused("streams", "state", json!({"stream": "a/2"})), "not_found");
 
@@ -127,7 +127,7 @@ fn the_services_do_what_the_http_doors_do() {
         "workspace_id": "0190a5c8-0000-7000-8000-000000000003", "connection_id": connection,
     });
     ask("connections", "record", record);
-    assert_eq!(refused("connections", "record", json!({"type": "ssh", "what": 1})), "bad_field");
+    assert_eq!(refused("connections", "record", json!({"type": "ssh", "what": 1})), "unknown_field");
     let rows = || ask("connections", "list", json!({"connection_id": connection}))["connections"].clone();
     until(&rt, "the record is a row", || rows().as_array().is_some_and(|rows| rows.len() == 1));
     assert!(ask("connections", "spool", json!({}))["records"].is_u64());
@@ -173,7 +173,12 @@ fn a_token_with_too_small_a_role_is_refused_by_every_service_and_keeps_its_sessi
     let said = json!({"stream": "chat/1", "role": "user", "content": 1});
     let edited = json!({"stream": "chat/1", "id": 1, "content": 1});
     let first = json!({"stream": "chat/1", "id": 1});
+    let turn = json!({"stream": "chat/1", "turn": 9, "lease": "no"});
+    let committed = json!({"stream": "chat/1", "turn": 9, "lease": "no", "content": 1});
+    let finished = json!({"stream": "chat/1", "turn": 9, "lease": "no", "status": "done"});
     let pipe = json!({"id": "0123456789abcdef0123456789abcdef"});
+    let before = json!({"before": "2000-01-01T00:00:00Z"});
+    let everybody: &[Role] = &[Producer, Follower, Agent, Pipe];
     // Who may, besides an admin. What they are answered otherwise is not asked here.
     let asks: &[(&str, &str, &serde_json::Value, &[Role])] = &[
         ("streams", "create", &stream, &[Producer]),
@@ -183,21 +188,54 @@ fn a_token_with_too_small_a_role_is_refused_by_every_service_and_keeps_its_sessi
         ("streams", "queue", &said, &[Producer]),
         ("streams", "unqueue", &first, &[Producer]),
         ("streams", "state", &stream, &[Producer, Follower]),
+        // Which streams somebody sees is asked of each; that there is a list, of nobody.
+        ("streams", "list", &json!({}), everybody),
         ("streams", "interrupt", &stream, &[Producer, Follower]),
+        ("streams", "claim", &stream, &[Producer]),
+        ("streams", "next", &json!({}), &[Producer]),
+        ("streams", "commit", &committed, &[Producer]),
+        ("streams", "finish", &finished, &[Producer]),
+        ("streams", "abort", &turn, &[Producer]),
+        ("streams", "keepalive", &turn, &[Producer]),
         ("agents", "report", &json!({"agent": agent, "metadata": []}), &[Agent]),
         ("agents", "read", &of, &[Agent, Follower]),
         ("agents", "list", &json!({"prefix": "a"}), &[Agent, Follower]),
         ("agents", "name", &json!({"agent": agent, "name": "a"}), &[Agent]),
+        ("agents", "declare", &json!({"agent": agent, "keys": []}), &[Agent]),
         ("connections", "record", &json!({"what": 1}), &[Producer, Agent]),
+        ("connections", "record_all", &json!({"records": []}), &[Producer, Agent]),
         ("connections", "list", &json!({}), &[]),
+        ("connections", "prune", &before, &[]),
         ("connections", "spool", &json!({}), &[]),
         ("pipes", "list", &json!({}), &[Pipe]),
+        ("pipes", "read", &pipe, &[Pipe]),
         ("pipes", "kill", &pipe, &[Pipe]),
         ("pipes", "cut", &pipe, &[Pipe]),
         ("admin", "replicas", &json!({}), &[]),
-        ("admin", "ping", &json!({}), &[Producer, Follower, Agent, Pipe]),
+        ("admin", "live", &json!({}), &[]),
+        ("admin", "reload", &json!({}), &[]),
+        ("admin", "ping", &json!({}), everybody),
+        ("admin", "whoami", &json!({}), everybody),
+        ("admin", "ticket", &json!({}), everybody),
+        ("admin", "health", &json!({}), everybody),
+        ("admin", "ready", &json!({}), everybody),
+        ("admin", "metrics", &json!({}), everybody),
         ("streams", "delete", &stream, &[Producer]),
     ];
+    let subscribes: &[(&str, &str, &serde_json::Value, &[Role])] = &[
+        ("streams", "follow", &json!({"stream": "none"}), &[Producer, Follower]),
+        ("streams", "turn", &json!({"stream": "none", "turn": 1}), &[Producer, Follower]),
+        ("agents", "watch", &of, &[Agent, Follower]),
+        // The answer to a watch of nobody does not come.
+        ("agents", "watch_all", &json!({"prefx": "a"}), &[Agent, Follower]),
+        ("connections", "export", &json!({}), &[]),
+        ("connections", "tail", &json!({"limit": 0}), &[]),
+    ];
+    let of_them =
+        asks.iter().chain(subscribes).map(|(service, procedure, ..)| format!("{service}.{procedure}"));
+    let asked: std::collections::BTreeSet<String> = of_them.chain(["streams.parts".to_owned()]).collect();
+    let schema = towpath::daemon::river::described().json_schema();
+    assert_eq!(asked, mirror::procedures_of(&schema), "every procedure is asked by every role");
     for (role, token) in &tokens {
         let client = client_called(&rt, role.as_str(), &wire, &daemon, showing(token));
         for (service, procedure, init, roles) in asks {
@@ -206,12 +244,17 @@ fn a_token_with_too_small_a_role_is_refused_by_every_service_and_keeps_its_sessi
             let may = *role == Role::Admin || roles.contains(role);
             assert_eq!(refused, !may, "{service}.{procedure} by a token with the role {}", role.as_str());
         }
-        let follows = client.subscribe::<_, Value>("streams", "follow", &json!({"stream": "none"})).unwrap();
-        let watches = client.subscribe::<_, Value>("agents", "watch", &of).unwrap();
-        for (mut answers, roles) in [(follows, [Producer, Follower]), (watches, [Agent, Follower])] {
+        for (service, procedure, init, roles) in subscribes {
+            let mut answers = client.subscribe::<_, Value>(service, procedure, *init).unwrap();
             let refused = matches!(answers.next(), Some(Err(why)) if why.code == "forbidden");
-            assert_eq!(refused, *role != Role::Admin && !roles.contains(role), "{}", role.as_str());
+            let may = *role == Role::Admin || roles.contains(role);
+            assert_eq!(refused, !may, "{service}.{procedure} by a token with the role {}", role.as_str());
         }
+        let parts = client.upload::<_, Value, Value>("streams", "parts", &turn).unwrap();
+        let refused = parts.finish().is_err_and(|why| why.code == "forbidden");
+        assert_eq!(refused, ![Role::Admin, Producer].contains(role), "parts by {}", role.as_str());
+        let who: serde_json::Value = client.rpc("admin", "whoami", &json!({})).unwrap();
+        assert_eq!((&who["name"], &who["roles"]), (&json!(role.as_str()), &json!([role.as_str()])));
         assert!(client.is_connected(), "a refusal is the call's and not the session's");
     }
 
@@ -222,4 +265,18 @@ fn a_token_with_too_small_a_role_is_refused_by_every_service_and_keeps_its_sessi
     assert_eq!(code("state", "chat/1"), "not_found");
     assert_eq!(code("state", "other/1"), "forbidden");
     assert_eq!(code("create", "chat/1"), "forbidden", "its scope lets it follow, whatever its role");
+    assert_eq!(code("claim", "chat/1"), "forbidden");
+    let any = narrow.rpc::<_, Value>("streams", "next", &json!({})).expect_err("any stream").code;
+    assert_eq!(any, "forbidden", "which it would be is known only when it is claimed");
+    let turn = json!({"stream": "chat/1", "turn": 1, "lease": "no"});
+    let parts = narrow.upload::<_, Value, Value>("streams", "parts", &turn).unwrap();
+    assert_eq!(parts.finish().expect_err("parts").code, "forbidden");
+
+    // A ticket lives no longer than who asked for it, and opens the other door to him alone.
+    let ticket: serde_json::Value = narrow.rpc("admin", "ticket", &json!({})).unwrap();
+    let url =
+        format!("http://{}/v1/whoami?ticket={}", daemon.addresses()[0], ticket["ticket"].as_str().unwrap());
+    let mut told = ureq::get(&url).call().expect("a ticket is good once");
+    let told: serde_json::Value = serde_json::from_str(&told.body_mut().read_to_string().unwrap()).unwrap();
+    assert_eq!(told, narrow.rpc::<_, serde_json::Value>("admin", "whoami", &json!({})).unwrap());
 }
