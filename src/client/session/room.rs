@@ -318,6 +318,8 @@ impl ClientRoom {
                 Action::Ended { cause, .. } => {
                     count(&self.figures.ended, "cause", cause.as_str());
                     self.forget_backlog();
+                    // Whoever hears that its call has failed may ask at once how the session stands.
+                    self.settle();
                     self.calls(now, |called, _, sink| called.disconnected(sink));
                 }
                 Action::Tell(event) => {
