@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cli_pipe::{check_echo, echo, forward, text};
+use crate::cli_pipe::{echo, forward, text};
 use crate::cluster;
 use crate::process::{Daemon, run, told};
 
@@ -88,6 +88,15 @@ impl Balancer {
         }
     }
 
+    /// The same, and the pipe that `owner` has comes back that way before anything else happens: cuts that follow
+    /// each other sooner than it dials would be one.
+    fn move_to(&self, daemon: &Daemon, owner: &Daemon) {
+        let resumed = || figure(owner, "towpath_pipe_resumes_total");
+        let before = resumed();
+        self.go_to(daemon);
+        eventually("the pipe came back", || resumed() > before);
+    }
+
     /// From now on there, and what was elsewhere is cut.
     fn go_to(&self, daemon: &Daemon) {
         let cut = self.with(|balanced| {
@@ -116,14 +125,16 @@ fn a_pipe_made_through_one_replica_resumes_through_another_byte_for_byte() {
         balancer.go_to(&one);
         let flags = ["--quiet", "--transport", transport];
         let (_running, address) = forward(&balancer.url(), &target, &flags);
-        let (step, mut next, mut to_other) = (1 << 20, 1 << 20, false);
-        check_echo(address, &text(8 << 20), |count| {
-            if count >= next {
-                next += step;
-                to_other = !to_other;
-                balancer.go_to(if to_other { &other } else { &one });
-            }
-        });
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let sent = text(8 << 20);
+        for (piece, to) in sent.chunks(1 << 20).zip([&other, &one].into_iter().cycle()) {
+            stream.write_all(piece).expect("the pipe takes it");
+            balancer.move_to(to, &one);
+            let mut got = vec![0; piece.len()];
+            stream.read_exact(&mut got).expect("it comes back");
+            assert!(got == piece, "{transport}: other bytes");
+        }
     }
     assert_eq!(
         (figure(&one, "towpath_pipes_opened_total"), figure(&other, "towpath_pipes_opened_total")),
