@@ -69,7 +69,9 @@ pub struct Settings {
 pub struct Limits {
     /// Pipes at once. One more evicts the principal's own pipe that has been without a carrier longest.
     pub pipes: usize,
-    /// Pipes without a carrier at once; one more evicts the oldest of them.
+    /// Pipes without a carrier at once; one more evicts the oldest of them. As many as there may be pipes unless
+    /// something else is asked for: a path that breaks takes all of a principal's carriers at once, and none of
+    /// those pipes may be lost for it.
     pub detached: usize,
     /// New pipes in one second.
     pub new_per_second: u32,
@@ -84,7 +86,7 @@ impl Default for Settings {
             grace: Some(Duration::from_secs(24 * 60 * 60)),
             liveness: Liveness::NORMAL,
             insecure: false,
-            limits: Limits { pipes: 1024, detached: 256, new_per_second: 256 },
+            limits: Limits { pipes: 1024, detached: 1024, new_per_second: 256 },
         }
     }
 }

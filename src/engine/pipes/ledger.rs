@@ -113,6 +113,21 @@ mod tests {
     }
 
     #[test]
+    fn a_cut_of_all_of_a_principals_pipes_evicts_none() {
+        let limits = super::super::Settings::default().limits;
+        let ledger = Ledger::default();
+        let ann: Arc<str> = "ann".into();
+        for number in 0..limits.pipes as u64 {
+            let now = Moment::from_millis(number * 1_000);
+            assert_eq!(ledger.enter(&ann, now, &limits), Ok(None));
+        }
+        for number in 0..limits.pipes as u128 {
+            let id = PipeId(number.to_be_bytes());
+            assert_eq!(ledger.away(id, &ann, Moment::ZERO, limits.detached), None, "pipe {number}");
+        }
+    }
+
+    #[test]
     fn new_pipes_are_counted_by_the_second() {
         let limits = Limits { pipes: 9, ..LIMITS };
         let ledger = Ledger::default();
