@@ -19,6 +19,7 @@ mod figures;
 pub mod http;
 mod ledger;
 pub mod relay;
+mod seat;
 mod shard;
 
 use std::fmt;
@@ -32,13 +33,14 @@ use mio::{Poll, Waker};
 use self::allow::{Allow, Target};
 use self::carrier::{Carrier, Socket};
 use self::dial::{DialError, Dialed, Dialer};
-use self::duct::Duct;
+use self::duct::{Duct, Owner, Visiting};
 use self::figures::Figures;
 use self::ledger::Ledger;
 use self::relay::{Way, Ways};
+use self::seat::Seat;
 use self::shard::{ClientSide, Greeter, LocalKind, Opening, Shard, WAKE};
 use crate::metrics::Metrics;
-use crate::rt::{self, Lock, Rt, Thread, TrySendError, Wall};
+use crate::rt::{self, Lock, Moment, Rt, Thread, TrySendError, Wall};
 use crate::state::attempt::Attempts;
 use crate::state::backoff::{Backoff, Budget, Policy};
 use crate::state::pipe::proof::Stand;
@@ -353,6 +355,7 @@ pub(crate) struct Port {
     awake: AtomicBool,
     waker: Waker,
     missed: AtomicBool,
+    seat: Seat,
     /// Chunks for the handles of this thread's pipes; the thread sees to it that there are some.
     chunks: Arc<Lock<Pool>>,
 }
@@ -387,9 +390,13 @@ impl Port {
         }
     }
 
-    /// The thread is about to sleep; an error if something came in and it must not.
-    pub(crate) fn may_sleep(&self) -> Result<(), ()> {
+    /// The thread is about to sleep: from here on whoever brings something wakes it.
+    pub(crate) fn dozes(&self) {
         self.awake.store(false, Ordering::SeqCst);
+    }
+
+    /// An error if something came in before and it must not sleep.
+    pub(crate) fn may_sleep(&self) -> Result<(), ()> {
         if self.orders.is_empty() && !self.missed.load(Ordering::SeqCst) {
             return Ok(());
         }
@@ -413,14 +420,33 @@ impl Port {
 
     /// The local side of a pipe on this thread.
     pub(crate) fn duct(self: &Arc<Port>, rt: &Rt, serial: u64) -> Duct {
-        let port = self.clone();
-        Duct::new(rt, &self.chunks, move || {
-            // Full: the thread looks at every handle instead, so nothing is forgotten.
-            if port.try_send(Order::Local { serial }).is_err() {
-                port.missed.store(true, Ordering::SeqCst);
-                port.rouse();
-            }
-        })
+        Duct::new(rt, &self.chunks, OwnerOf { rt: rt.clone(), port: self.clone(), serial })
+    }
+}
+
+/// The thread that owns one pipe, as its duct knows it.
+struct OwnerOf {
+    rt: Rt,
+    port: Arc<Port>,
+    serial: u64,
+}
+
+impl Owner for OwnerOf {
+    fn poke(&self) {
+        // Full: the thread looks at every handle instead, so nothing is forgotten.
+        if self.port.try_send(Order::Local { serial: self.serial }).is_err() {
+            self.port.missed.store(true, Ordering::SeqCst);
+            self.port.rouse();
+        }
+    }
+
+    fn visit(&self, to: &mut [u8], why: Visiting, until: Option<Moment>) -> Option<usize> {
+        let seat = &self.port.seat;
+        let mut guest = match why {
+            Visiting::Wrote => seat.enter(&self.port)?,
+            _ => seat.enter_in_turn(&self.rt, &self.port, until)?,
+        };
+        Some(guest.shard().visit(self.serial, to, why))
     }
 }
 
@@ -583,24 +609,28 @@ impl Pipes {
             let poll = Poll::new()?;
             let waker = Waker::new(poll.registry(), WAKE)?;
             let (orders, inbox) = rt.channel("pipes", ORDERS_MAX);
+            let (bell, rung) = rt.channel("pipes-seat", 1);
             let port = Arc::new(Port {
                 orders,
                 awake: AtomicBool::new(true),
                 waker,
                 missed: AtomicBool::new(false),
+                seat: Seat::new(bell),
                 chunks: Arc::new(Lock::new(Pool::new(CHUNKS_MAX))),
             });
             ports.push(port.clone());
-            shards.push(Shard::new(rt, index, poll, inbox, port, shared.clone()));
+            let registry = poll.registry().try_clone()?;
+            let shard = Box::new(Shard::new(rt, index, registry, inbox, port, shared.clone()));
+            shards.push((index, shard, poll, rung));
         }
         if shared.ports.set(ports).is_err() {
             unreachable!("made a moment ago");
         }
         let handle = PipesHandle { rt: rt.clone(), shared, next: Arc::new(AtomicU64::new(1)) };
         let mut pipes = Pipes { handle, threads: Vec::new() };
-        for shard in shards {
+        for (index, shard, poll, rung) in shards {
             // On an error the ones that run already are stopped and joined by the drop.
-            pipes.threads.push(rt.spawn(format!("pipes-{}", shard.index), move || shard.run())?);
+            pipes.threads.push(rt.spawn(format!("pipes-{index}"), move || shard::run(shard, poll, &rung))?);
         }
         Ok(pipes)
     }

@@ -38,7 +38,7 @@ pub const WINDOW_MAX: u64 = 256 * 1024 * 1024;
 pub const WINDOW: u64 = 8 * 1024 * 1024;
 
 /// Acknowledge at the latest after this many new bytes...
-const ACK_BYTES: u64 = 256 * 1024;
+const ACK_BYTES: u64 = 1024 * 1024;
 /// ...or after this long.
 const ACK_WAIT: Duration = Duration::from_millis(25);
 
@@ -791,8 +791,7 @@ impl Pipe {
         (min, max): (usize, usize),
         pool: &mut Pool,
     ) -> Option<&mut [u8]> {
-        let open = self.attached() == Some(epoch) && self.phase == Phase::Open;
-        if !open || self.broken.is_some() || self.peer_fin || off != self.inbound.end() {
+        if !self.expects(epoch, off) {
             return None;
         }
         let allowed = usize::try_from(self.told.limit.saturating_sub(off)).unwrap_or(usize::MAX);
@@ -802,6 +801,19 @@ impl Pipe {
             return None;
         }
         Some(&mut self.inbound.space(pool)[..len])
+    }
+
+    /// Whether `count` bytes that come next on a carrier, from `off` on, may go to the local side without being
+    /// kept: tell it with [`passed`](Pipe::passed).
+    pub fn may_pass(&self, epoch: u64, off: u64, count: usize) -> bool {
+        let allowed = self.told.limit.saturating_sub(off);
+        self.expects(epoch, off) && self.inbound.is_empty() && count as u64 <= allowed
+    }
+
+    /// Whether bytes from `off` on would be new and for somebody.
+    fn expects(&self, epoch: u64, off: u64) -> bool {
+        let open = self.attached() == Some(epoch) && self.phase == Phase::Open;
+        open && self.broken.is_none() && !self.peer_fin && off == self.inbound.end()
     }
 
     /// The first `count` bytes of what [`arriving`](Pipe::arriving) gave have come.
@@ -957,8 +969,7 @@ impl Pipe {
     }
 
     fn next_open(&mut self, now: Moment, max: usize) -> Option<Outgoing> {
-        let upto = self.limit.min(self.replay.end());
-        let len = upto.saturating_sub(self.sent).min(max.min(DATA_MAX) as u64);
+        let len = self.sendable().min(max.min(DATA_MAX) as u64);
         let news = self.told.recv != self.received();
         let Link::Attached(carrier) = &mut self.link else { return None };
         if let Some(notice) = carrier.go_away_due.take() {
@@ -1010,12 +1021,17 @@ impl Pipe {
                     let said = if self.broken.is_some() { carrier.reset_sent } else { carrier.fin_sent };
                     carrier.ack_due
                         || carrier.go_away_due.is_some()
-                        || self.sent < self.limit.min(self.replay.end())
+                        || self.sendable() > 0
                         || (self.finished && !said && self.sent == self.replay.end())
                 }
                 Phase::Ending(_) => !carrier.reset_sent,
                 Phase::Over(_) => false,
             }
+    }
+
+    /// How many bytes the peer would take that no DATA frame bears yet.
+    pub fn sendable(&self) -> u64 {
+        self.limit.min(self.replay.end()).saturating_sub(self.sent)
     }
 
     /// What an ACK or a handshake says, and remembers as said.

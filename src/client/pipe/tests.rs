@@ -84,6 +84,65 @@ fn real_bytes_are_the_same_however_often_the_carrier_is_cut() {
 }
 
 #[test]
+fn real_pieces_of_all_sizes_arrive_in_order_both_ways_at_once() {
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (mut ours, mut theirs) = connect(&rt, &listener);
+    for pipe in [&mut ours, &mut theirs] {
+        pipe.set_read_timeout(Some(Duration::from_secs(60)));
+        pipe.set_write_timeout(Some(Duration::from_secs(60)));
+    }
+    let sent = text(24 << 20);
+    thread::scope(|scope| {
+        for (from, to) in [(&ours, &theirs), (&theirs, &ours)] {
+            let (sent, mut from, mut to) = (&sent, from, to);
+            scope.spawn(move || {
+                let mut left = &sent[..];
+                for size in [1, 64, 131_072, 5, 300_000, 70_000].into_iter().cycle() {
+                    let (piece, rest) = left.split_at(left.len().min(size));
+                    from.write_all(piece).expect("room in time");
+                    left = rest;
+                    if left.is_empty() {
+                        break;
+                    }
+                }
+            });
+            scope.spawn(move || {
+                let mut at = 0;
+                let mut buffer = vec![0; 200_000];
+                for size in [131_072, 1, 50, 200_000, 4_096].into_iter().cycle() {
+                    let count = to.read(&mut buffer[..size]).expect("bytes in time");
+                    assert!(buffer[..count] == sent[at..at + count], "other bytes at {at}");
+                    at += count;
+                    if at == sent.len() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn real_an_end_whose_program_pauses_in_mid_stream_still_notices_that_its_carrier_is_gone() {
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (mut ours, mut theirs) = connect(&rt, &listener);
+    theirs.write_all(&text(4 << 20)).expect("room");
+    // Large reads one after the other: whoever reads looks after the carrier by himself...
+    let mut got = vec![0; 2 << 20];
+    ours.read_exact(&mut got).expect("it is there");
+    // ...and then does not. The other end lets go of the carrier, and only this one can make another.
+    theirs.reconnect_now();
+    theirs
+        .wait_connected(Some(Duration::from_secs(8)))
+        .expect("a carrier, before any question goes unanswered");
+    let mut rest = vec![0; 2 << 20];
+    ours.read_exact(&mut rest).expect("it is there");
+    assert!([got, rest].concat() == text(4 << 20));
+}
+
+#[test]
 fn real_a_writer_waits_for_the_reader_and_times_out_with_its_bytes() {
     let rt = Rt::real();
     let listener = listener(&rt);

@@ -80,6 +80,11 @@ impl Outbox {
         self.queued == 0
     }
 
+    /// How many bytes wait.
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
     /// What waits, for one gathered write.
     pub fn slices<'a>(&'a self, pipe: &'a Pipe, out: &mut Vec<IoSlice<'a>>, max: usize) {
         let mut at = self.at;

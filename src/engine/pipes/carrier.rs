@@ -33,6 +33,31 @@ pub enum Socket {
     Unix(UnixStream),
 }
 
+/// What the poller is asked about a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Watched {
+    /// Whether bytes come.
+    pub(super) bytes: bool,
+    /// Whether bytes can go.
+    pub(super) room: bool,
+}
+
+impl Watched {
+    /// As [`Socket::register`] does.
+    pub(super) const ALL: Watched = Watched { bytes: true, room: true };
+
+    pub(super) const NOTHING: Watched = Watched { bytes: false, room: false };
+
+    fn interest(self) -> Option<Interest> {
+        match (self.bytes, self.room) {
+            (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+            (true, false) => Some(Interest::READABLE),
+            (false, true) => Some(Interest::WRITABLE),
+            (false, false) => None,
+        }
+    }
+}
+
 impl Socket {
     /// A TCP connection that was made by waiting for it.
     pub fn tcp(stream: std::net::TcpStream) -> io::Result<Socket> {
@@ -56,6 +81,23 @@ impl Socket {
 
     pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(self.source(), token, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    /// Asks the poller about something else than before. What there is already is told once more.
+    pub(super) fn watch(
+        &mut self,
+        registry: &Registry,
+        token: Token,
+        before: Watched,
+        now: Watched,
+    ) -> io::Result<()> {
+        match (before.interest(), now.interest()) {
+            (None, None) => Ok(()),
+            (None, Some(interest)) => registry.register(self.source(), token, interest),
+            // Bytes that come would wake the poller whatever else it was asked, only to find that nobody did.
+            (Some(_), None) => registry.deregister(self.source()),
+            (Some(_), Some(interest)) => registry.reregister(self.source(), token, interest),
+        }
     }
 
     /// The socket is closed right after; epoll forgets it then anyway, so a failure changes nothing.

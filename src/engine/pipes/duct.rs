@@ -3,7 +3,7 @@
 //! Two bounded queues, one for each direction, between the threads that hold handles and the one
 //! thread that owns the pipe. Bytes change hands with the chunks they lie in, so the lock that protects the
 //! queues is held for a moment only: large pieces are copied before and after. Whoever has to wait leaves a
-//! sender of its own behind and waits outside of it.
+//! sender of its own behind and waits outside of it. Whoever can moves its bytes over the carrier itself.
 //!
 //! Invariant: what is in `up` was taken from a writer and not by the pipe; what is in `down` was taken
 //! from the pipe and not by a reader. Each holds at most [`QUEUE`] bytes.
@@ -14,12 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::rt::{Lock, Moment, RecvTimeoutError, Rt, Sender};
+use crate::rt::{Lock, Moment, Receiver, RecvTimeoutError, Rt, Sender};
 use crate::state::pipe::{End, Ending, Pipe};
 use crate::state::replay::{CHUNK, Pool, Replay};
 
 /// How much waits in one direction outside of the pipe's own window.
 const QUEUE: u64 = 8 * CHUNK as u64;
+/// How many chunks a reader holds for as long as it copies from them.
+const CHUNKS_HELD: usize = (QUEUE / CHUNK as u64) as usize;
 /// From here on a piece is copied outside of the lock.
 const LARGE: usize = CHUNK / 2;
 
@@ -44,7 +46,41 @@ pub(crate) struct Duct {
     chunks: Arc<Lock<Pool>>,
     /// Whether the owner was told that there is something, and has not looked yet.
     poked: AtomicBool,
-    poke: Box<dyn Fn() + Send + Sync>,
+    /// Whether somebody is about to wait who could not say so.
+    waits: AtomicBool,
+    owner: Box<dyn Owner>,
+}
+
+/// The thread that owns the pipe. Neither of these waits for more than another one who is at it.
+pub(crate) trait Owner: Send + Sync {
+    /// Something changed here.
+    fn poke(&self);
+
+    /// Looks after the pipe on the calling thread: what was written leaves, and what came goes to `to` if nothing
+    /// waits in front of it; gives how many. Nothing is done if somebody else is at it, for too long.
+    fn visit(&self, to: &mut [u8], why: Visiting, until: Option<Moment>) -> Option<usize>;
+}
+
+/// Why writers wait although there is room here: what they wrote before has to get further first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// The carrier takes nothing now.
+    Carrier,
+    /// All that may wait for the peer's acknowledgement does.
+    Window,
+}
+
+/// Why a handle's thread looks after its pipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Visiting {
+    /// It has written something.
+    Wrote,
+    /// It has written much: worth waiting a moment for whoever is at it.
+    Brings,
+    /// It wants what there is.
+    Reads,
+    /// It goes to wait for something to happen, where it can be called already.
+    Waits,
 }
 
 struct Queues {
@@ -55,8 +91,11 @@ struct Queues {
     state: State,
     /// Nobody holds a handle any more.
     dropped: bool,
+    held: Option<Held>,
     /// Whoever waits for any of this to change, by ticket: a wait that ends by itself takes its own back.
     waiting: Waiting,
+    /// The same of those that wait for bytes.
+    readers: Waiting,
     tickets: u64,
 }
 
@@ -74,8 +113,7 @@ pub(super) struct Found {
 }
 
 impl Duct {
-    /// `poke` tells the owner that something changed here. It must not wait.
-    pub(crate) fn new(rt: &Rt, chunks: &Arc<Lock<Pool>>, poke: impl Fn() + Send + Sync + 'static) -> Duct {
+    pub(crate) fn new(rt: &Rt, chunks: &Arc<Lock<Pool>>, owner: impl Owner + 'static) -> Duct {
         let queues = Queues {
             up: Replay::new(0, QUEUE),
             up_ended: false,
@@ -83,7 +121,9 @@ impl Duct {
             down_ended: false,
             state: State::Connecting,
             dropped: false,
+            held: None,
             waiting: Waiting::new(),
+            readers: Waiting::new(),
             tickets: 0,
         };
         Duct {
@@ -91,14 +131,24 @@ impl Duct {
             queues: Lock::new(queues),
             chunks: chunks.clone(),
             poked: AtomicBool::new(false),
-            poke: Box::new(poke),
+            waits: AtomicBool::new(false),
+            owner: Box::new(owner),
         }
     }
 
     fn poke(&self) {
         if !self.poked.swap(true, Ordering::SeqCst) {
-            (self.poke)();
+            self.owner.poke();
         }
+    }
+
+    /// Does it here, or has it done.
+    fn visit(&self, to: &mut [u8], why: Visiting, until: Option<Moment>) -> usize {
+        self.owner.visit(to, why, until).unwrap_or_else(|| {
+            self.waits.fetch_or(why == Visiting::Waits, Ordering::SeqCst);
+            self.poke();
+            0
+        })
     }
 
     // ---- threads that hold handles
@@ -110,27 +160,49 @@ impl Duct {
             return Some(found);
         }
         loop {
-            let (wake, woken) = self.rt.channel("pipe-wait", 1);
-            let ticket = {
-                let mut queues = self.queues.lock();
-                if let Some(found) = ready(&mut queues) {
-                    return Some(found);
-                }
-                queues.tickets += 1;
-                let ticket = queues.tickets;
-                queues.waiting.insert(ticket, wake);
-                ticket
+            let mut found = None;
+            let (ticket, woken) = match self.stand_in_line(
+                |queues| &mut queues.waiting,
+                |queues| {
+                    found = ready(queues);
+                    found.is_some()
+                },
+            ) {
+                Some(place) => place,
+                None => return found,
             };
-            // Woken by whoever changes something, or by the sender's end with the duct's.
-            let woken = match until {
-                Some(until) => woken.recv_deadline(until),
-                None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            if woken == Err(RecvTimeoutError::Timeout) {
+            if !Self::wait_for(&woken, until) {
                 self.queues.lock().waiting.remove(&ticket);
                 return None;
             }
         }
+    }
+
+    /// A place among those that are woken when something has changed, unless there is nothing to wait for.
+    fn stand_in_line(
+        &self,
+        waiting: fn(&mut Queues) -> &mut Waiting,
+        is_ready: impl FnOnce(&mut Queues) -> bool,
+    ) -> Option<(u64, Receiver<()>)> {
+        let (wake, woken) = self.rt.channel("pipe-wait", 1);
+        let mut queues = self.queues.lock();
+        if is_ready(&mut queues) {
+            return None;
+        }
+        queues.tickets += 1;
+        let ticket = queues.tickets;
+        waiting(&mut queues).insert(ticket, wake);
+        Some((ticket, woken))
+    }
+
+    /// Waits there. False when `until` has come.
+    fn wait_for(woken: &Receiver<()>, until: Option<Moment>) -> bool {
+        // Woken by whoever changes something, or by the sender's end with the duct's.
+        let woken = match until {
+            Some(until) => woken.recv_deadline(until),
+            None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        woken != Err(RecvTimeoutError::Timeout)
     }
 
     /// Takes bytes for the pipe; waits while there is no room.
@@ -141,6 +213,13 @@ impl Duct {
         let no_room = || Err(timed_out("no room in the pipe"));
         let mut piece = Replay::new(0, QUEUE);
         let mut pool = Pool::new(0);
+        if self.is_full() {
+            self.visit(&mut [], Visiting::Reads, until);
+        }
+        if self.is_full() {
+            // What the peer will say about room is to be heard.
+            self.visit(&mut [], Visiting::Waits, until);
+        }
         if bytes.len() >= LARGE {
             let room = self.wait(until, Queues::writable).unwrap_or_else(no_room)?;
             let count = bytes.len().min(room);
@@ -164,8 +243,17 @@ impl Duct {
         piece.clear(&mut pool);
         self.chunks.lock().put_back(pool);
         let written = written.unwrap_or_else(no_room)?;
-        self.poke();
+        self.visit(&mut [], if written < LARGE { Visiting::Wrote } else { Visiting::Brings }, until);
         Ok(written)
+    }
+
+    /// Whether nothing fits before the peer has said something.
+    fn is_full(&self) -> bool {
+        let queues = self.queues.lock();
+        match queues.held {
+            Some(held) => held == Held::Window,
+            None => queues.up.room() == 0,
+        }
     }
 
     /// Chunks for so many bytes, as far as there are any.
@@ -178,37 +266,58 @@ impl Duct {
         if buffer.is_empty() {
             return Ok(0);
         }
+        loop {
+            if let Some(read) = self.read_queued(buffer) {
+                return read;
+            }
+            match self.visit(buffer, Visiting::Reads, until) {
+                0 => {}
+                count => return Ok(count),
+            }
+            let Some((ticket, woken)) =
+                self.stand_in_line(|queues| &mut queues.readers, |queues| queues.is_readable())
+            else {
+                continue;
+            };
+            self.visit(&mut [], Visiting::Waits, until);
+            if !Self::wait_for(&woken, until) {
+                self.queues.lock().readers.remove(&ticket);
+                return Err(timed_out("nothing came over the pipe"));
+            }
+        }
+    }
+
+    /// What waits to be read, or the end; nothing if it has yet to come.
+    fn read_queued(&self, buffer: &mut [u8]) -> Option<io::Result<usize>> {
         let mut piece = Replay::new(0, buffer.len() as u64);
-        let mut pool = self.chunks.lock().draw(0);
-        let read = self.wait(until, |queues| {
+        let mut pool = Pool::new(CHUNKS_HELD);
+        let (count, was_full) = {
+            let mut queues = self.queues.lock();
             let down = &mut queues.down;
+            if down.is_empty() {
+                return match &queues.state {
+                    _ if queues.down_ended => Some(Ok(0)),
+                    State::Over(end) if end.code == Ending::Eof => Some(Ok(0)),
+                    State::Over(end) => Some(Err(ended(end))),
+                    _ => None,
+                };
+            }
             // The owner only has to know when its own side had to stop.
             let was_full = down.room() < CHUNK as u64;
-            let moved = piece.pull_chunks(down, &mut pool);
-            if moved > 0 {
-                return Some(Ok((moved as usize, was_full)));
-            }
-            let count = copy_out(down, buffer);
-            if count > 0 {
+            let mut count = piece.pull_chunks(down, &mut pool) as usize;
+            if count == 0 {
+                count = copy_out(down, buffer);
                 down.ack(down.acked() + count as u64, &mut pool).expect("no more than there is");
-                return Some(Ok((count, was_full)));
             }
-            match &queues.state {
-                _ if queues.down_ended => Some(Ok((0, false))),
-                State::Over(end) if end.code == Ending::Eof => Some(Ok((0, false))),
-                State::Over(end) => Some(Err(ended(end))),
-                _ => None,
-            }
-        });
-        let nothing = || Err(timed_out("nothing came over the pipe"));
-        let (count, was_full) = read.unwrap_or_else(nothing)?;
+            (count, was_full)
+        };
         if was_full {
             self.poke();
         }
         copy_out(&piece, buffer);
         piece.clear(&mut pool);
         self.chunks.lock().put_back(pool);
-        Ok(count)
+        Some(Ok(count))
     }
 
     /// Ends this side's direction.
@@ -255,9 +364,11 @@ impl Duct {
 
     // ---- the thread that owns the pipe
 
-    /// The owner is about to look at both queues: whatever changes from here on has to be told again.
-    pub(super) fn looking(&self) {
+    /// The owner is about to look at both queues: whatever changes from here on has to be told again. Gives
+    /// whether somebody waits for more than was looked at by himself.
+    pub(super) fn looking(&self) -> bool {
         self.poked.store(false, Ordering::SeqCst);
+        self.waits.swap(false, Ordering::SeqCst)
     }
 
     /// Moves what was written into the pipe, as far as there is room.
@@ -275,7 +386,7 @@ impl Duct {
 
     /// Moves what was received out of the pipe, as far as there is room. Gives how much.
     pub(super) fn give(&self, now: Moment, pipe: &mut Pipe, pool: &mut Pool) -> u64 {
-        let (count, waiting) = {
+        let (count, readers) = {
             let mut queues = self.queues.lock();
             let count = if queues.dropped {
                 // Nobody is there to read it.
@@ -287,12 +398,43 @@ impl Duct {
             };
             let ends = pipe.at_end() && !queues.down_ended;
             queues.down_ended |= ends;
-            let waiting =
-                if count > 0 || ends { std::mem::take(&mut queues.waiting) } else { Waiting::new() };
-            (count, waiting)
+            let readers =
+                if count > 0 || ends { std::mem::take(&mut queues.readers) } else { Waiting::new() };
+            (count, readers)
+        };
+        wake(readers);
+        count
+    }
+
+    /// Whether nothing waits to be read.
+    pub(super) fn is_dry(&self) -> bool {
+        let queues = self.queues.lock();
+        queues.down.is_empty() && !queues.down_ended
+    }
+
+    /// Whether somebody waits for bytes.
+    pub(super) fn has_readers(&self) -> bool {
+        !self.queues.lock().readers.is_empty()
+    }
+
+    /// Has whoever waits for bytes look for them. Gives whether there was somebody.
+    pub(super) fn call_readers(&self) -> bool {
+        let readers = std::mem::take(&mut self.queues.lock().readers);
+        let called = !readers.is_empty();
+        wake(readers);
+        called
+    }
+
+    /// Writers wait, or need not any more.
+    pub(super) fn hold_writers(&self, held: Option<Held>) {
+        let waiting = {
+            let mut queues = self.queues.lock();
+            match (std::mem::replace(&mut queues.held, held), held) {
+                (Some(_), None) => std::mem::take(&mut queues.waiting),
+                _ => return,
+            }
         };
         wake(waiting);
-        count
     }
 
     pub(super) fn set_state(&self, state: State) {
@@ -302,7 +444,9 @@ impl Duct {
                 return;
             }
             queues.state = state;
-            std::mem::take(&mut queues.waiting)
+            let mut waiting = std::mem::take(&mut queues.waiting);
+            waiting.append(&mut queues.readers);
+            waiting
         };
         wake(waiting);
     }
@@ -318,7 +462,12 @@ impl Queues {
             return Some(Err(io::Error::new(io::ErrorKind::BrokenPipe, "this direction was shut down")));
         }
         let room = usize::try_from(self.up.room()).unwrap_or(usize::MAX);
-        (room > 0).then_some(Ok(room))
+        (room > 0 && self.held.is_none()).then_some(Ok(room))
+    }
+
+    /// Whether a read finds something, or that nothing will come.
+    fn is_readable(&self) -> bool {
+        !self.down.is_empty() || self.down_ended || matches!(self.state, State::Over(_))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The thread that owns pipes: their machines, their local sockets and their carriers.
 //!
 //! A byte crosses no thread: it is read from one socket into the replay log and written from there to
-//! the other. Any number of pipes share one thread and one poller (edge-triggered; what is readable
+//! the other; where the local side is a handle, the thread that holds it moves its bytes (see `visit`). Any number of pipes share one thread and one poller (edge-triggered; what is readable
 //! and writable is remembered, and a busy pipe gives way after [`TURN`] bytes).
 //!
 //! Invariant: a pipe without a carrier has a client that will dial (`redial_at` or an attempt out) or
@@ -15,6 +15,7 @@ mod dials;
 mod greet;
 mod live;
 mod splice;
+mod visit;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -24,12 +25,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mio::{Events, Poll, Token};
+use mio::{Events, Poll, Registry, Token};
 
+use self::visit::{GUEST_WAIT, Visit};
 use super::allow::Target;
-use super::carrier::{Carrier, Socket};
+use super::carrier::{Carrier, Socket, Watched};
 use super::dial::{self, DialError, Dialed, Dialer, Patience};
-use super::duct::{Duct, State};
+use super::duct::{Duct, Held, State, Visiting};
 use super::relay::Way;
 use super::{Accepted, CarrierPeer, Event, Mode, Note, Order, PipeInfo, Port, Shared};
 use crate::codec::pipe::outbox::Outbox;
@@ -75,7 +77,7 @@ pub(super) const WAKE: Token = Token(usize::MAX);
 pub(crate) struct Shard {
     pub(super) rt: Rt,
     pub(super) index: u8,
-    pub(super) poll: Poll,
+    registry: Registry,
     pub(super) orders: rt::Receiver<Order>,
     pub(super) port: Arc<Port>,
     pub(super) shared: Arc<Shared>,
@@ -99,6 +101,8 @@ pub(crate) struct Shard {
     pressed: bool,
     /// The process is on its way out: no new pipes.
     draining: bool,
+    /// By when the thread ends, once it was told to.
+    stop_by: Option<Moment>,
 }
 
 enum Slot {
@@ -162,6 +166,12 @@ struct Live {
     blocked_since: Option<Moment>,
     /// How many of the pipe's duplicate bytes were counted.
     duplicates: u64,
+    /// When a guest was last there that is expected to come again: it goes on with the carrier.
+    guest_at: Option<Moment>,
+    /// Guests move much at once; runs out with small pieces.
+    stream: u8,
+    /// The window was full, and is nearly so still.
+    was_full: bool,
 }
 
 /// The carrier of an attached pipe and what is half read and half written on it.
@@ -174,6 +184,10 @@ struct Bearer {
     /// The peer has ended its direction, or the connection broke: to be read to its end.
     ends: bool,
     writable: bool,
+    /// What the poller was asked.
+    watched: Watched,
+    /// A guest found it broken.
+    lost: Option<String>,
     /// A replacement has made its proof: nothing is taken from here and nothing sent any more.
     still: bool,
     peer: CarrierPeer,
@@ -258,11 +272,47 @@ struct Dials {
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// The thread.
+pub(super) fn run(mut shard: Box<Shard>, mut poll: Poll, rung: &rt::Receiver<()>) {
+    let (rt, port) = (shard.rt.clone(), shard.port.clone());
+    let mut events = Events::with_capacity(1024);
+    let mut orders = Vec::new();
+    loop {
+        let wakes_at = shard.wants_to_wake();
+        // First, so that whoever brings something from here on wakes it.
+        port.dozes();
+        port.seat.rest(shard, wakes_at);
+        let timeout = match port.may_sleep() {
+            Err(()) => Some(Duration::ZERO),
+            // Rounded up: the poller counts milliseconds, and an early wake finds nothing to do.
+            Ok(()) => wakes_at.map(|at| match at.since(rt.now()) {
+                Duration::ZERO => Duration::ZERO,
+                left => left + Duration::from_micros(500),
+            }),
+        };
+        // Woken by a socket, by the waker behind the port, or by the next alarm.
+        let polled = poll.poll(&mut events, timeout);
+        port.woke();
+        shard = port.seat.take(rung);
+        match polled {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                log::error!("pipes: the poller failed, and with it every pipe: {error}");
+                return port.seat.close();
+            }
+            _ => {}
+        }
+        if !shard.wake(&events, &mut orders) {
+            shard.end();
+            return port.seat.close();
+        }
+    }
+}
+
 impl Shard {
     pub(super) fn new(
         rt: &Rt,
         index: u8,
-        poll: Poll,
+        registry: Registry,
         orders: rt::Receiver<Order>,
         port: Arc<Port>,
         shared: Arc<Shared>,
@@ -270,7 +320,7 @@ impl Shard {
         Shard {
             rt: rt.clone(),
             index,
-            poll,
+            registry,
             orders,
             port,
             shared,
@@ -293,70 +343,50 @@ impl Shard {
             tick: None,
             pressed: false,
             draining: false,
+            stop_by: None,
         }
     }
 
-    /// The thread.
-    pub(super) fn run(mut self) {
-        let mut events = Events::with_capacity(1024);
-        let mut orders = Vec::new();
-        let mut stop_by = None;
-        loop {
-            let timeout = self.timeout(stop_by);
-            // Woken by a socket, by the waker behind the port, or by the next alarm.
-            match self.poll.poll(&mut events, timeout) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    log::error!("pipes: the poller failed, and with it every pipe: {error}");
-                    return;
+    /// One wake. False when it was the last one.
+    fn wake(&mut self, events: &Events, orders: &mut Vec<Order>) -> bool {
+        let now = self.rt.now();
+        for event in events {
+            self.ready(event);
+        }
+        self.orders.drain_into(orders, 1024);
+        for order in orders.drain(..) {
+            match order {
+                Order::Stop => {
+                    self.stop_by.get_or_insert(now + Duration::from_secs(1));
+                    self.stop(now);
                 }
-                _ => {}
-            }
-            self.port.woke();
-            let now = self.rt.now();
-            for event in &events {
-                self.ready(event);
-            }
-            self.orders.drain_into(&mut orders, 1024);
-            for order in orders.drain(..) {
-                match order {
-                    Order::Stop => {
-                        stop_by.get_or_insert(now + Duration::from_secs(1));
-                        self.stop(now);
-                    }
-                    order => self.order(now, order),
-                }
-            }
-            if self.port.missed() {
-                // An order of a handle found the inbox full: look at all of them.
-                self.again.extend(0..self.slots.len());
-            }
-            self.ring(now);
-            let mut turns = std::mem::take(&mut self.again);
-            turns.sort_unstable();
-            turns.dedup();
-            for slot in turns {
-                self.turn(now, slot);
-            }
-            self.port.level_chunks(&mut self.pool);
-            self.look_for_sleep(now);
-            if let Some(by) = stop_by
-                && (now >= by || self.is_quiet())
-            {
-                break;
+                order => self.order(now, order),
             }
         }
-        self.end();
+        if self.port.missed() {
+            // An order of a handle found the inbox full: look at all of them.
+            self.again.extend(0..self.slots.len());
+        }
+        self.ring(now);
+        let mut turns = std::mem::take(&mut self.again);
+        turns.sort_unstable();
+        turns.dedup();
+        for slot in turns {
+            self.turn(now, slot);
+        }
+        self.port.level_chunks(&mut self.pool);
+        self.look_for_sleep(now);
+        self.stop_by.is_none_or(|by| now < by && !self.is_quiet())
     }
 
-    fn timeout(&self, stop_by: Option<Moment>) -> Option<Duration> {
-        if !self.again.is_empty() || self.port.may_sleep().is_err() {
-            return Some(Duration::ZERO);
+    /// When the thread has something to do, if nothing happens before.
+    pub(super) fn wants_to_wake(&self) -> Option<Moment> {
+        if !self.again.is_empty() {
+            return Some(Moment::ZERO);
         }
         let alarm = self.alarms.peek().map(|Reverse((at, ..))| *at);
         let tick = self.tick.map(|(at, _)| at + TICK);
-        let next = [alarm, tick, stop_by].into_iter().flatten().min()?;
-        // Rounded up: the poller counts milliseconds, and an early wake finds nothing to do.
-        Some(next.since(self.rt.now()) + Duration::from_micros(500))
+        [alarm, tick, self.stop_by].into_iter().flatten().min()
     }
 
     fn ready(&mut self, event: &mio::event::Event) {

@@ -522,3 +522,33 @@ fn bytes_are_read_in_place_only_where_they_are_new_and_allowed_and_for_somebody(
     bench.pipe.detach(1);
     assert_eq!(room(&mut bench, 1, 0, (1, 10)), None);
 }
+
+#[test]
+fn bytes_pass_unkept_only_where_they_are_next_and_allowed_and_nothing_waits_in_front() {
+    let mut bench = Bench::attached(Side::Client, 100);
+    let window = WINDOW_MIN as usize;
+    assert!(bench.pipe.may_pass(1, 0, window));
+    assert!(!bench.pipe.may_pass(1, 0, window + 1), "more than was allowed");
+    assert!(!bench.pipe.may_pass(2, 0, 1), "not the carrier");
+    assert!(!bench.pipe.may_pass(1, 1, 1), "a gap");
+    bench.pipe.passed(bench.now, 10, &mut bench.pool);
+    assert!(!bench.pipe.may_pass(1, 0, 1), "known already");
+    assert!(bench.pipe.may_pass(1, 10, 1));
+    bench.data(1, 10, "kept").expect("in order");
+    assert!(!bench.pipe.may_pass(1, 14, 1), "something waits in front");
+    assert_eq!(bench.read(), "kept");
+    assert!(bench.pipe.may_pass(1, 14, 1));
+    bench.control(1, Control::Fin { off: 14 }).expect("in order");
+    assert!(!bench.pipe.may_pass(1, 14, 1), "after the end");
+}
+
+#[test]
+fn what_could_be_sent_is_what_the_peer_allows_and_no_frame_bears_yet() {
+    let mut bench = Bench::attached(Side::Client, 4);
+    bench.write("abcdef");
+    assert_eq!(bench.pipe.sendable(), 4);
+    assert_eq!(bench.sent(), [data(0, 4)]);
+    assert_eq!(bench.pipe.sendable(), 0);
+    bench.control(1, acked(2, 100)).expect("true");
+    assert_eq!(bench.pipe.sendable(), 2);
+}

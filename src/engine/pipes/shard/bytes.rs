@@ -4,23 +4,34 @@ use super::*;
 
 impl Shard {
     pub(super) fn turn(&mut self, now: Moment, slot: usize) {
+        self.turn_with(now, slot, &mut Visit::none());
+    }
+
+    pub(super) fn turn_with(&mut self, now: Moment, slot: usize, visit: &mut Visit<'_>) {
         match std::mem::replace(&mut self.slots[slot], Slot::Free) {
             Slot::Free => {}
             Slot::Greeter(greeter) => self.turn_greeter(now, slot, greeter),
             Slot::Splice(splice) => self.turn_splice(now, slot, splice),
             Slot::Live(mut live) => {
-                self.dial_if_due(now, slot, &mut live);
-                if let Local::Duct(duct) = &live.local {
-                    duct.looking();
+                if !visit.is_guest {
+                    if let Some(why) = live.bearer.as_mut().and_then(|bearer| bearer.lost.take()) {
+                        self.lose(now, slot, &mut live, &why);
+                    }
+                    self.dial_if_due(now, slot, &mut live);
+                }
+                if let Local::Duct(duct) = &live.local
+                    && duct.looking()
+                {
+                    live.leave_alone(&self.registry, slot);
                 }
                 let mut moved = 0;
                 loop {
-                    let count = self.read_carrier(now, slot, &mut live)
+                    let count = self.read_carrier(now, slot, &mut live, visit)
                         + self.give_local(now, &mut live)
                         + self.take_local(now, &mut live)
-                        + self.write_carrier(now, slot, &mut live);
+                        + self.write_carrier(now, slot, &mut live, visit);
                     moved += count;
-                    if count == 0 {
+                    if count == 0 || visit.is_full() {
                         break;
                     }
                     if moved >= TURN {
@@ -28,40 +39,68 @@ impl Shard {
                         break;
                     }
                 }
+                if visit.is_guest && live.is_finished() {
+                    // Its end is told by the pipes' thread.
+                    self.slots[slot] = Slot::Live(live);
+                    return self.again.push(slot);
+                }
                 self.settle(now, slot, live);
             }
         }
     }
 
-    pub(super) fn read_carrier(&mut self, now: Moment, slot: usize, live: &mut Live) -> usize {
+    fn read_carrier(&mut self, now: Moment, slot: usize, live: &mut Live, visit: &mut Visit<'_>) -> usize {
+        if !visit.is_guest && live.is_left_to_guests(now, &self.registry, slot) {
+            return 0;
+        }
         let Some(bearer) = live.bearer.as_mut().filter(|bearer| bearer.readable && !bearer.still) else {
             return 0;
         };
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut pieces = std::mem::take(&mut self.pieces);
         let raw_for_handles = matches!(live.local, Local::Duct(_)) && bearer.carrier.is_raw();
-        let direct = match bearer.decoder.amid_data().filter(|_| raw_for_handles) {
+        let amid = bearer.decoder.amid_data().filter(|_| raw_for_handles);
+        let straight = amid.map_or(0, |(off, left)| {
+            let count = left.min(visit.room());
+            if live.pipe.may_pass(bearer.epoch, off, count) { count } else { 0 }
+        });
+        let direct = match amid.filter(|_| straight == 0) {
             Some((off, left)) => live.pipe.arriving(bearer.epoch, off, (DIRECT, left), &mut self.pool),
             None => None,
         };
         let is_direct = direct.is_some();
         let read = match direct {
             Some(space) => bearer.carrier.read_pieces(space, &mut pieces),
+            None if straight > 0 => bearer.carrier.read_pieces(&mut visit.space()[..straight], &mut pieces),
             // Behind the head of a frame that is as long as the last ones the rest is read to where it stays.
             None if raw_for_handles && bearer.decoder.lately() >= CHUNK => {
                 bearer.carrier.read_pieces(&mut buffer[..HEADS], &mut pieces)
             }
-            None => bearer.carrier.read_pieces(&mut buffer, &mut pieces),
+            None => {
+                let some = if visit.room() > 0 { visit.room().clamp(HEADS, READ) } else { READ };
+                bearer.carrier.read_pieces(&mut buffer[..some], &mut pieces)
+            }
         };
         if bearer.carrier.is_drained() && !bearer.ends {
             bearer.readable = false;
         }
-        if is_direct {
+        if is_direct || straight > 0 {
             let count = *read.as_ref().unwrap_or(&0);
-            live.pipe.arrived(now, count, &mut self.pool);
+            match is_direct {
+                true => live.pipe.arrived(now, count, &mut self.pool),
+                false => {
+                    live.pipe.passed(now, count, &mut self.pool);
+                    visit.filled(count);
+                }
+            }
             bearer.decoder.passed(count);
         }
         let count = match read {
+            Ok(0) if visit.is_guest => {
+                bearer.ends = true;
+                self.again.push(slot);
+                0
+            }
             Ok(0) => {
                 if live.pipe.goodbye_sent() && bearer.outbox.is_empty() && !bearer.carrier.has_more() {
                     live.pipe.closed_after_goodbye(&mut self.pool);
@@ -75,10 +114,10 @@ impl Shard {
             }
             Ok(count) => {
                 live.heard(now);
-                if is_direct {
+                if is_direct || straight > 0 {
                     live.down += count as u64;
                 } else {
-                    pieces.iter().for_each(|piece| self.take_in(now, live, &buffer[piece.clone()]));
+                    pieces.iter().for_each(|piece| self.take_in(now, live, &buffer[piece.clone()], visit));
                 }
                 count
             }
@@ -88,7 +127,7 @@ impl Shard {
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 1,
             Err(error) => {
-                self.lose(now, slot, live, &error.to_string());
+                self.broke(now, slot, live, &error.to_string(), visit);
                 0
             }
         };
@@ -99,7 +138,7 @@ impl Shard {
     }
 
     /// Frames arrived.
-    pub(super) fn take_in(&mut self, now: Moment, live: &mut Live, mut input: &[u8]) {
+    pub(super) fn take_in(&mut self, now: Moment, live: &mut Live, mut input: &[u8], visit: &mut Visit<'_>) {
         let Some(bearer) = &mut live.bearer else { return };
         let epoch = bearer.epoch;
         loop {
@@ -108,7 +147,11 @@ impl Shard {
                 Ok(Some(Piece::Data { off, bytes })) => match live.pipe.data(epoch, off, bytes) {
                     Ok(fresh) => {
                         live.down += fresh.len() as u64;
-                        let direct = if live.pipe.unread() == 0 { live.local.write_now(fresh) } else { 0 };
+                        let direct = match live.pipe.unread() {
+                            0 if visit.is_guest => visit.take(fresh),
+                            0 => live.local.write_now(fresh),
+                            _ => 0,
+                        };
                         if direct > 0 {
                             live.pipe.passed(now, direct, &mut self.pool);
                         }
@@ -236,7 +279,13 @@ impl Shard {
         }
     }
 
-    pub(super) fn write_carrier(&mut self, now: Moment, slot: usize, live: &mut Live) -> usize {
+    pub(super) fn write_carrier(
+        &mut self,
+        now: Moment,
+        slot: usize,
+        live: &mut Live,
+        visit: &Visit<'_>,
+    ) -> usize {
         if live.pipe.over_with().is_some() {
             // The peer has said the last word, and what was half written is not kept any more.
             return 0;
@@ -275,10 +324,24 @@ impl Shard {
             }
         };
         bearer.carrier.take_back(&mut self.spare);
+        let bytes = bearer.watched.bytes;
+        bearer.watch(&self.registry, slot, bytes);
         if let Some(why) = failed {
-            self.lose(now, slot, live, &why);
+            self.broke(now, slot, live, &why, visit);
         }
         written
+    }
+
+    /// The carrier is broken. A guest only notes it: what follows is told to others.
+    fn broke(&mut self, now: Moment, slot: usize, live: &mut Live, why: &str, visit: &Visit<'_>) {
+        match &mut live.bearer {
+            Some(bearer) if visit.is_guest => {
+                bearer.lost = Some(why.to_owned());
+                (bearer.readable, bearer.writable) = (false, false);
+                self.again.push(slot);
+            }
+            _ => self.lose(now, slot, live, why),
+        }
     }
 
     /// The carrier is gone; the pipe is not.
@@ -329,7 +392,9 @@ impl Shard {
     }
 
     pub(super) fn drop_bearer(&mut self, mut bearer: Bearer) {
-        bearer.carrier.socket().deregister(self.poll.registry());
+        if bearer.watched != Watched::NOTHING {
+            bearer.carrier.socket().deregister(&self.registry);
+        }
         bearer.carrier.close();
         self.shared.figures.attached(self.rt.now().since(bearer.since));
     }
@@ -354,6 +419,7 @@ impl Shard {
             duct.set_state(State::Over(end.clone()));
         }
         live.count(now, &self.shared);
+        live.hold_writers();
         if live.is_finished() {
             return self.remove(now, slot, live);
         }
@@ -376,7 +442,7 @@ impl Shard {
         }
         match &mut live.local {
             Local::Socket(local) => {
-                local.socket.deregister(self.poll.registry());
+                local.socket.deregister(&self.registry);
                 if end.code != Ending::Eof {
                     local.socket.break_on_close();
                 } else if !local.write_ended {

@@ -28,6 +28,7 @@ impl Shard {
     }
 
     pub(super) fn alarm(&mut self, now: Moment, slot: usize, live: &mut Live) {
+        live.ask_for_guests(now, &self.registry, slot);
         if live.pipe.alarm(now).is_some() {
             let heard_at = live.pipe.heard_at().unwrap_or(now);
             self.shared.figures.found_dead(now.since(heard_at));

@@ -8,7 +8,7 @@ impl Shard {
         let local = match opening.local {
             LocalKind::Duct(duct) => Local::Duct(duct),
             LocalKind::Socket(mut socket) => {
-                if let Err(error) = socket.register(self.poll.registry(), Token(slot * 2 + 1)) {
+                if let Err(error) = socket.register(&self.registry, Token(slot * 2 + 1)) {
                     self.free.push(slot);
                     let end = End::new(Ending::Internal, format!("cannot watch the local socket: {error}"));
                     return (opening.client.events)(Event::Over(end));
@@ -32,6 +32,9 @@ impl Shard {
             down: 0,
             blocked_since: None,
             duplicates: 0,
+            guest_at: None,
+            stream: 0,
+            was_full: false,
         };
         self.clients += 1;
         self.serials.insert(opening.serial, slot);
@@ -142,7 +145,7 @@ impl Shard {
             };
             was_known
         };
-        let watched = carrier.socket().register(self.poll.registry(), Token(slot * 2));
+        let watched = carrier.socket().register(&self.registry, Token(slot * 2));
         let attached = live.pipe.attach(now, dial, welcome.stand.recv, welcome.stand.limit, &mut self.pool);
         let replayed = match (watched, attached) {
             (Ok(()), Ok(replayed)) => replayed,
@@ -174,7 +177,7 @@ impl Shard {
         live.goodbye_by = None;
         if !rest.is_empty() {
             live.heard(now);
-            self.take_in(now, live, &rest);
+            self.take_in(now, live, &rest, &mut Visit::none());
         }
     }
 

@@ -8,7 +8,7 @@ impl Shard {
         self.serial += 1;
         greeter.serial = self.serial;
         let slot = self.place(Slot::Free);
-        if let Err(error) = greeter.carrier.socket().register(self.poll.registry(), Token(slot * 2)) {
+        if let Err(error) = greeter.carrier.socket().register(&self.registry, Token(slot * 2)) {
             log::warn!("pipes: cannot watch a new carrier: {error}");
             self.free.push(slot);
             return;
@@ -110,7 +110,7 @@ impl Shard {
 
     /// Moves a carrier to the thread that owns the pipe it wants, known or not.
     pub(super) fn hand_over(&mut self, slot: usize, mut greeter: Box<Greeter>, owner: usize) {
-        greeter.carrier.socket().deregister(self.poll.registry());
+        greeter.carrier.socket().deregister(&self.registry);
         self.free.push(slot);
         // Full: the carrier is closed by being dropped, and the client comes back in a moment.
         if self.shared.ports()[owner].try_send(Order::Greeter(greeter)).is_err() {
@@ -119,7 +119,7 @@ impl Shard {
     }
 
     pub(super) fn dismiss(&mut self, slot: usize, mut greeter: Box<Greeter>) {
-        greeter.carrier.socket().deregister(self.poll.registry());
+        greeter.carrier.socket().deregister(&self.registry);
         self.free.push(slot);
     }
 
@@ -260,7 +260,7 @@ impl Shard {
         resolved: Option<std::net::SocketAddr>,
     ) {
         if let Local::Socket(local) = &mut local
-            && let Err(error) = local.socket.register(self.poll.registry(), Token(slot * 2 + 1))
+            && let Err(error) = local.socket.register(&self.registry, Token(slot * 2 + 1))
         {
             self.shared.ledger.leave(&asked.principal);
             return self.refuse(
@@ -344,6 +344,9 @@ impl Shard {
             down: 0,
             blocked_since: None,
             duplicates: 0,
+            guest_at: None,
+            stream: 0,
+            was_full: false,
         };
         self.ids.insert(id, slot);
         if matches!(live.local, Local::Duct(_)) {
@@ -394,7 +397,7 @@ impl Shard {
         if !still_allowed {
             let end = End::new(Ending::NotAllowed, "the target is not on the allow-list any more");
             live.pipe.abort(end.clone(), &mut self.pool);
-            self.write_carrier(now, owner, &mut live);
+            self.write_carrier(now, owner, &mut live, &Visit::none());
             self.settle(now, owner, live);
             self.shared.figures.resume_refused(end.code);
             return self.refuse(slot, greeter, end, None);
@@ -408,7 +411,7 @@ impl Shard {
         if let Err(violation) = live.pipe.check_peer(claim.stand().recv) {
             let end = End::new(Ending::Protocol, violation.to_string());
             live.pipe.abort(end.clone(), &mut self.pool);
-            self.write_carrier(now, owner, &mut live);
+            self.write_carrier(now, owner, &mut live, &Visit::none());
             self.settle(now, owner, live);
             self.shared.figures.resume_refused(end.code);
             return self.refuse(slot, greeter, end, None);
@@ -419,9 +422,9 @@ impl Shard {
             self.drop_bearer(old);
         }
         let mut greeter = greeter;
-        greeter.carrier.socket().deregister(self.poll.registry());
+        greeter.carrier.socket().deregister(&self.registry);
         self.free.push(slot);
-        if let Err(error) = greeter.carrier.socket().register(self.poll.registry(), Token(owner * 2)) {
+        if let Err(error) = greeter.carrier.socket().register(&self.registry, Token(owner * 2)) {
             log::warn!("pipes: cannot watch a carrier: {error}");
             live.pipe.detach(live.pipe.epoch());
             if live.detached_at.is_none() {
@@ -461,10 +464,10 @@ impl Shard {
         (self.shared.notes)(&Note::Attached { id: claim.id(), replayed });
         // Before the next takeover of the same round can drop it: whoever wins, the loser knows that it had
         // won before.
-        self.write_carrier(now, owner, &mut live);
+        self.write_carrier(now, owner, &mut live, &Visit::none());
         if !rest.is_empty() {
             live.heard(now);
-            self.take_in(now, &mut live, rest);
+            self.take_in(now, &mut live, rest, &mut Visit::none());
         }
         self.settle(now, owner, live);
         self.again.push(owner);

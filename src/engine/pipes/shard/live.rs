@@ -25,6 +25,8 @@ impl Bearer {
             readable: true,
             ends: false,
             writable: true,
+            watched: Watched::ALL,
+            lost: None,
             still: false,
             peer,
             since: now,
@@ -115,7 +117,8 @@ impl Live {
         };
         let over = self.pipe.over_with().is_some();
         let dropped = self.dropped_at.filter(|_| self.pipe.ending().is_none()).map(|since| since + LINGER);
-        let alarms = [self.pipe.deadline(), role, self.goodbye_by, dropped, self.expires_at(shared)];
+        let guests = self.guest_at.map(|at| at + GUEST_WAIT);
+        let alarms = [self.pipe.deadline(), role, self.goodbye_by, dropped, guests, self.expires_at(shared)];
         alarms.into_iter().flatten().min().filter(|_| !over)
     }
 

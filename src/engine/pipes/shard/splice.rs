@@ -141,7 +141,7 @@ impl Shard {
             unreachable!("looked at above")
         };
         let watched = result.and_then(|mut far| {
-            let watched = far.socket().register(self.poll.registry(), Token(slot * 2 + 1));
+            let watched = far.socket().register(&self.registry, Token(slot * 2 + 1));
             watched.map_err(|error| DialError::io("watching the connection", &error))?;
             Ok(far)
         });
@@ -198,7 +198,7 @@ impl Shard {
         let silent_at = splice.moved_at + SILENT_FOR;
         if over || now >= silent_at {
             for hand in [&mut splice.near, &mut splice.far] {
-                hand.carrier.socket().deregister(self.poll.registry());
+                hand.carrier.socket().deregister(&self.registry);
                 hand.carrier.close();
             }
             self.free.push(slot);

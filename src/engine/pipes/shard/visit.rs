@@ -1,0 +1,181 @@
+//! Guests: threads that hold a handle, and move its bytes themselves.
+//!
+//! A guest reads what the carrier has straight into the buffer it came with, and writes what it brought to the
+//! carrier while the bytes are in its cache. It does nothing else: a carrier that is broken and a pipe that is over
+//! are noted for the pipes' thread.
+//!
+//! While guests move much the poller is not asked about bytes on the carrier: each arrival would wake the pipes'
+//! thread to find that somebody is at it. A guest that has to wait asks the poller again before it
+//! does, and if none comes for [`GUEST_WAIT`] the pipes' thread does.
+
+use super::*;
+
+/// So long a guest is expected back before the pipes' thread goes on with what it left on the carrier.
+pub(super) const GUEST_WAIT: Duration = Duration::from_millis(5);
+/// From here on what a guest moves at once is a stream of bytes rather than words...
+const MUCH: usize = 32 * 1024;
+/// ...and so many small pieces are words again: the last of a burst may be as small.
+const WORDS: u8 = 8;
+/// A writer waits while more than this cannot leave, though the peer would take it: what is written next then
+/// finds a carrier that takes it at once.
+const BACKLOG: u64 = 64 * 1024;
+
+/// Who moves bytes, and where to they may be read.
+pub(super) struct Visit<'a> {
+    /// Not the pipes' thread.
+    pub(super) is_guest: bool,
+    to: &'a mut [u8],
+    filled: usize,
+}
+
+impl Visit<'_> {
+    /// The pipes' own thread.
+    pub(super) fn none() -> Visit<'static> {
+        Visit { is_guest: false, to: &mut [], filled: 0 }
+    }
+
+    /// How many more bytes it takes.
+    pub(super) fn room(&self) -> usize {
+        self.to.len() - self.filled
+    }
+
+    pub(super) fn space(&mut self) -> &mut [u8] {
+        &mut self.to[self.filled..]
+    }
+
+    /// The first `count` bytes of its space have come.
+    pub(super) fn filled(&mut self, count: usize) {
+        self.filled += count;
+    }
+
+    /// Copies as many of them as there is room for; gives how many.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> usize {
+        let count = bytes.len().min(self.room());
+        self.space()[..count].copy_from_slice(&bytes[..count]);
+        self.filled += count;
+        count
+    }
+
+    /// It has all it came for.
+    pub(super) fn is_full(&self) -> bool {
+        !self.to.is_empty() && self.room() == 0
+    }
+}
+
+impl Shard {
+    /// A guest is here. Received bytes go to `to` if nothing waits in front of them; gives how many.
+    pub(in super::super) fn visit(&mut self, serial: u64, to: &mut [u8], why: Visiting) -> usize {
+        let Some(slot) = self.serials.get(&serial).copied() else { return 0 };
+        let Slot::Live(live) = &mut self.slots[slot] else { return 0 };
+        let now = self.rt.now();
+        if why == Visiting::Waits {
+            live.leave_alone(&self.registry, slot);
+            if live.bearer.as_ref().is_some_and(|bearer| bearer.readable && !bearer.still) {
+                self.again.push(slot);
+            }
+            return 0;
+        }
+        let dry = matches!(&live.local, Local::Duct(duct) if duct.is_dry()) && live.pipe.unread() == 0;
+        let mut visit = Visit { is_guest: true, to: if dry { to } else { &mut [] }, filled: 0 };
+        if let Some(bearer) = live.bearer.as_mut().filter(|bearer| bearer.lost.is_none()) {
+            bearer.readable |= bearer.is_calm();
+            live.guest_at = Some(now);
+        }
+        self.turn_with(now, slot, &mut visit);
+        self.port.level_chunks(&mut self.pool);
+        let filled = visit.filled;
+        if let Some(Slot::Live(live)) = self.slots.get_mut(slot)
+            && (filled > 0 || why != Visiting::Reads)
+        {
+            live.stream = match why == Visiting::Brings || filled >= MUCH {
+                true => WORDS,
+                false => live.stream.saturating_sub(1),
+            };
+            live.come_again(&self.registry, slot);
+        }
+        filled
+    }
+}
+
+impl Bearer {
+    /// Whether the poller says nothing when bytes come.
+    fn is_calm(&self) -> bool {
+        !self.watched.bytes
+    }
+
+    /// Has the poller say when bytes come or not, and when there is room if there is none.
+    pub(super) fn watch(&mut self, registry: &Registry, slot: usize, bytes: bool) {
+        let room = !self.writable;
+        if self.watched.bytes == bytes && (self.watched.room || !room) {
+            return;
+        }
+        let about = Watched { bytes, room };
+        match self.carrier.socket().watch(registry, Token(slot * 2), self.watched, about) {
+            Ok(()) => self.watched = about,
+            Err(error) => {
+                log::warn!("pipes: cannot watch a carrier: {error}");
+                self.lost.get_or_insert(error.to_string());
+            }
+        }
+    }
+}
+
+impl Live {
+    /// A guest leaves that will be back.
+    fn come_again(&mut self, registry: &Registry, slot: usize) {
+        if self.stream > 0
+            && let Local::Duct(duct) = &self.local
+            && let Some(bearer) = &mut self.bearer
+            && !bearer.is_calm()
+            && !duct.has_readers()
+        {
+            bearer.watch(registry, slot, false);
+        }
+    }
+
+    /// No guest is expected any more.
+    pub(super) fn leave_alone(&mut self, registry: &Registry, slot: usize) {
+        self.guest_at = None;
+        if let Some(bearer) = &mut self.bearer {
+            bearer.watch(registry, slot, true);
+        }
+    }
+
+    /// Time has passed: whether one was here lately.
+    pub(super) fn ask_for_guests(&mut self, now: Moment, registry: &Registry, slot: usize) {
+        if self.guest_at.is_some_and(|at| at + GUEST_WAIT <= now) {
+            self.leave_alone(registry, slot);
+        }
+    }
+
+    /// Whether what the carrier brought is for a guest: one that waits is called, one that was here a moment ago
+    /// comes by itself.
+    pub(super) fn is_left_to_guests(&mut self, now: Moment, registry: &Registry, slot: usize) -> bool {
+        let Local::Duct(duct) = &self.local else { return false };
+        match &self.bearer {
+            Some(bearer) if bearer.readable && !bearer.ends && !bearer.still => {}
+            _ => return false,
+        }
+        if duct.call_readers() {
+            self.guest_at = Some(now);
+            self.come_again(registry, slot);
+        }
+        self.guest_at.is_some()
+    }
+
+    /// Writers wait while what they brought cannot leave, and once the window is full until there is room for more
+    /// than a piece: each wake should be worth it.
+    pub(super) fn hold_writers(&mut self) {
+        let Local::Duct(duct) = &self.local else { return };
+        let room = self.pipe.room();
+        let little = room > 0 && room < self.pipe.window() / 4;
+        self.was_full = self.pipe.is_full() || (self.was_full && little);
+        let stuck = self.bearer.as_ref().is_some_and(|bearer| {
+            !bearer.writable && bearer.outbox.queued() as u64 + self.pipe.sendable() > BACKLOG
+        });
+        duct.hold_writers(match self.was_full {
+            true => Some(Held::Window),
+            false => stuck.then_some(Held::Carrier),
+        });
+    }
+}
