@@ -11,6 +11,9 @@ use super::sessions::Sessions;
 use crate::wire::http::{Framing, Head, Method, Response};
 use crate::wire::{Exchange, Front, Peer, Plan, Terms};
 
+/// What a pattern's names stand for.
+type Params = Vec<(String, String)>;
+
 /// Who answers.
 #[derive(Clone)]
 pub(super) enum Handler {
@@ -275,7 +278,7 @@ impl Route {
     }
 
     /// The parameters, if the path fits the pattern.
-    fn fit(&self, path: &[&str]) -> Option<Vec<(String, String)>> {
+    fn fit(&self, path: &[&str]) -> Option<Params> {
         let mut params = Vec::new();
         self.walk(path, |name, value| params.push((name.to_owned(), value.join("/")))).then_some(params)
     }
@@ -392,7 +395,7 @@ impl Router {
 
     /// The best pattern that fits, and its parameters: first those that know the method, so that creating a
     /// stream under a word that is another route's is told that the name is reserved, not that the method is.
-    fn find(&self, path: &str, method: Method) -> Option<(&str, Vec<(String, String)>)> {
+    fn find(&self, path: &str, method: Method) -> Option<(&[usize], Params)> {
         let segments: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
         let fitting = self.places.iter().filter(|place| self.routes[place[0]].walk(&segments, |_, _| {}));
         let best = fitting.max_by_key(|place| {
@@ -400,13 +403,7 @@ impl Router {
             let knows = self.at(place, method).is_some();
             (knows, route.literals(), std::cmp::Reverse(route.pattern.len()))
         })?;
-        let route = &self.routes[best[0]];
-        Some((&route.pattern, route.fit(&segments)?))
-    }
-
-    fn with_method(&self, pattern: &str, method: Method) -> Option<&Route> {
-        let place = self.places.iter().find(|place| self.routes[place[0]].pattern == pattern)?;
-        self.at(place, method)
+        Some((best, self.routes[best[0]].fit(&segments)?))
     }
 
     /// The route of a place that answers a method.
@@ -418,9 +415,8 @@ impl Router {
         }
     }
 
-    fn allowed(&self, pattern: &str) -> String {
-        let methods = self.routes.iter().filter(|route| route.pattern == pattern).map(|route| route.method);
-        let mut methods: Vec<Method> = methods.collect();
+    fn allowed(&self, place: &[usize]) -> String {
+        let mut methods: Vec<Method> = place.iter().map(|at| self.routes[*at].method).collect();
         if methods.contains(&Method::Get) && !methods.contains(&Method::Head) {
             methods.push(Method::Head);
         }
@@ -494,11 +490,11 @@ impl Router {
                 Response::new(204).header("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
             ));
         }
-        let Some((pattern, params)) = self.find(&path, head.method) else {
+        let Some((place, params)) = self.find(&path, head.method) else {
             return Err(Box::new(Response::problem(404, "not_found", "there is nothing at this path")));
         };
-        let Some(route) = self.with_method(pattern, head.method) else {
-            let allowed = self.allowed(pattern);
+        let Some(route) = self.at(place, head.method) else {
+            let allowed = self.allowed(place);
             return Err(Box::new(match head.method {
                 Method::Options => self.guard.preflight(&head, &allowed).header("allow", allowed),
                 _ => {
@@ -519,7 +515,9 @@ mod tests {
     fn found(patterns: &[&str], path: &str) -> Option<(String, Vec<(String, String)>)> {
         let mut router = Router::new();
         patterns.iter().for_each(|pattern| router.add(Route::get(pattern)));
-        router.find(path, Method::Get).map(|(pattern, params)| (pattern.to_owned(), params))
+        router
+            .find(path, Method::Get)
+            .map(|(place, params)| (router.routes[place[0]].pattern.clone(), params))
     }
 
     const STREAMS: &[&str] = &[
@@ -556,7 +554,10 @@ mod tests {
         let mut router = Router::new();
         router.add(Route::put("/v1/streams/{name*}"));
         router.add(Route::get("/v1/streams/{name*}/events"));
-        let found = |method| router.find("/v1/streams/a/events", method).map(|(pattern, _)| pattern);
+        let found = |method| {
+            let (place, _) = router.find("/v1/streams/a/events", method)?;
+            Some(router.routes[place[0]].pattern.as_str())
+        };
         assert_eq!(found(Method::Get), Some("/v1/streams/{name*}/events"));
         assert_eq!(found(Method::Put), Some("/v1/streams/{name*}"), "whose handler says: a reserved name");
         assert_eq!(found(Method::Post), Some("/v1/streams/{name*}/events"), "which says what it knows");
@@ -567,12 +568,10 @@ mod tests {
         let mut router = Router::new();
         router.add(Route::get("/a"));
         router.add(Route::delete("/a"));
-        assert_eq!(router.allowed("/a"), "GET, HEAD, DELETE, OPTIONS");
-        assert!(
-            router.with_method("/a", Method::Head).is_some(),
-            "HEAD is what GET answers without the body"
-        );
-        assert!(router.with_method("/a", Method::Put).is_none());
+        let (place, _) = router.find("/a", Method::Get).unwrap();
+        assert_eq!(router.allowed(place), "GET, HEAD, DELETE, OPTIONS");
+        assert!(router.at(place, Method::Head).is_some(), "HEAD is what GET answers without the body");
+        assert!(router.at(place, Method::Put).is_none());
     }
 
     #[test]

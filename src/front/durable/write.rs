@@ -244,8 +244,8 @@ pub(super) fn append(streams: &Streams, request: Request, reply: Reply) {
 fn tail(change: &Change, response: Response) -> Response {
     let state = &change.state;
     let next = offset_of(change.tag, state.generation, state.history_pos).to_string();
-    let response = dressed(response.header("stream-next-offset", next));
-    if state.closed_pos.is_some() { response.header("stream-closed", "true") } else { response }
+    let response = dressed(response.ours("stream-next-offset", next));
+    if state.closed_pos.is_some() { response.ours("stream-closed", "true") } else { response }
 }
 
 fn answer(appended: Appended, asked: Option<&Producer>, status: u16) -> Response {

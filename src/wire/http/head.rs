@@ -148,20 +148,22 @@ struct Headers {
 }
 
 impl Headers {
-    fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.lines.iter().map(|&(name, value, end)| {
-            let name = &self.text[usize::from(name)..usize::from(value)];
-            (
-                std::str::from_utf8(name).expect("names are tokens"),
-                &self.text[usize::from(value)..usize::from(end)],
-            )
-        })
+    /// The values of every line of that name (in lower case).
+    fn of<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        let is_it = move |&&(begin, middle, _): &&(u16, u16, u16)| {
+            self.text[usize::from(begin)..usize::from(middle)] == *name.as_bytes()
+        };
+        self.lines
+            .iter()
+            .filter(is_it)
+            .map(|&(_, value, end)| &self.text[usize::from(value)..usize::from(end)])
     }
 
-    fn push(&mut self, name: &str, value: &[u8]) {
+    fn push(&mut self, name: &[u8], value: &[u8]) {
         // A head is at most 16 KiB, so positions fit; a larger limit is cut to that in `HeadReader`.
         let start = self.text.len() as u16;
-        self.text.extend(name.bytes().map(|byte| byte.to_ascii_lowercase()));
+        self.text.extend_from_slice(name);
+        self.text[usize::from(start)..].make_ascii_lowercase();
         let middle = self.text.len() as u16;
         self.text.extend_from_slice(value);
         self.lines.push((start, middle, self.text.len() as u16));
@@ -183,29 +185,29 @@ impl Head {
             expects_continue: false,
             headers: Headers::default(),
         };
-        headers.iter().for_each(|(name, value)| head.headers.push(name, value.as_bytes()));
+        headers.iter().for_each(|(name, value)| head.headers.push(name.as_bytes(), value.as_bytes()));
         head
     }
 
     /// The value of a header that came exactly once (name in lower case). Absent, repeated and
     /// non-ASCII values are all `None`: nothing is decided by a header that says two things.
     pub fn header(&self, name: &str) -> Option<&str> {
+        let mut found = self.headers.of(name);
         // Counted before values are looked at: a second one that is not ASCII is a second one.
-        if self.headers.iter().filter(|(found, _)| *found == name).count() != 1 {
-            return None;
+        match (found.next(), found.next()) {
+            (Some(value), None) => ascii(value),
+            _ => None,
         }
-        self.headers(name).next()
     }
 
     /// All values of a header that are ASCII (name in lower case).
     pub fn headers<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
-        let matching = self.headers.iter().filter(move |(n, _)| *n == name);
-        matching.filter_map(|(_, value)| std::str::from_utf8(value).ok().filter(|value| value.is_ascii()))
+        self.headers.of(name).filter_map(ascii)
     }
 
     /// Whether a header is there at all, whatever it says.
     pub fn has(&self, name: &str) -> bool {
-        self.headers.iter().any(|(n, _)| n == name)
+        self.headers.of(name).next().is_some()
     }
 
     /// The members of a comma-separated header, over all its lines, trimmed.
@@ -229,6 +231,10 @@ impl Head {
         }
         self.header("upgrade").filter(|protocol| is_token_list_of_one(protocol))
     }
+}
+
+fn ascii(value: &[u8]) -> Option<&str> {
+    std::str::from_utf8(value).ok().filter(|value| value.is_ascii())
 }
 
 fn is_token_list_of_one(protocol: &str) -> bool {
@@ -331,31 +337,41 @@ fn find_line_end(bytes: &[u8], from: usize) -> Option<usize> {
 
 /// RFC 9110 5.6.2.
 pub(super) fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    const TOKEN: [bool; 256] = table(b"!#$%&'*+-.^_`|~");
+    TOKEN[usize::from(byte)]
+}
+
+/// Letters, digits and these.
+const fn table(others: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        table[others[at] as usize] = true;
+        at += 1;
+    }
+    table
 }
 
 /// Judges a whole head whose lines are known to end in CR LF.
 fn parse(bytes: &[u8], limits: &HeadLimits) -> Result<Head, Refusal> {
-    let line_end = bytes.windows(2).position(|pair| pair == b"\r\n").unwrap_or(bytes.len());
+    let line_end = find_line_end(bytes, 0).unwrap_or(bytes.len());
     let (method, target, version) = request_line(&bytes[..line_end], limits)?;
-    judge_lines(&bytes[line_end + 2..bytes.len() - 2])?;
-
-    let mut slots = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut request = httparse::Request::new(&mut slots);
-    match request.parse(bytes) {
-        Ok(httparse::Status::Complete(end)) if end == bytes.len() => {}
-        Err(httparse::Error::TooManyHeaders) => return Err(TOO_MANY_HEADERS),
-        Ok(_) | Err(_) => return Err(bad("the head is not well formed")),
-    }
-    if request.headers.len() > limits.headers {
-        return Err(TOO_MANY_HEADERS);
-    }
-    let mut headers = Headers {
-        text: Vec::with_capacity(bytes.len() - line_end),
-        lines: Vec::with_capacity(request.headers.len()),
-    };
-    for header in request.headers.iter() {
-        headers.push(header.name, header.value);
+    let lines = &bytes[line_end + 2..bytes.len() - 2];
+    let mut headers = Headers { text: Vec::with_capacity(lines.len()), lines: Vec::with_capacity(8) };
+    let mut rest = lines;
+    while !rest.is_empty() {
+        let end = find_line_end(rest, 0).unwrap_or(rest.len());
+        let (name, value) = judge_line(&rest[..end])?;
+        if headers.lines.len() == limits.headers.min(MAX_HEADERS) {
+            return Err(TOO_MANY_HEADERS);
+        }
+        headers.push(name, value);
+        rest = rest.get(end + 2..).unwrap_or_default();
     }
     judge(method, target, version, headers)
 }
@@ -400,19 +416,9 @@ fn is_http_version(text: &str) -> bool {
         if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
-/// What httparse lets through: continuation lines, spaces before the colon, control bytes in values.
-fn judge_lines(lines: &[u8]) -> Result<(), Refusal> {
-    let mut rest = lines;
-    while !rest.is_empty() {
-        let end = rest.windows(2).position(|pair| pair == b"\r\n").unwrap_or(rest.len());
-        judge_line(&rest[..end])?;
-        rest = rest.get(end + 2..).unwrap_or_default();
-    }
-    Ok(())
-}
-
-/// One `field-name ":" OWS field-value OWS`; also what trailers are held to.
-pub(super) fn judge_line(line: &[u8]) -> Result<(), Refusal> {
+/// One `field-name ":" OWS field-value OWS`, taken apart; also what trailers are held to. No continuation lines, no
+/// spaces before the colon, no control bytes in values.
+pub(super) fn judge_line(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     if line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t')) {
         return Err(bad("a header continued on a second line"));
     }
@@ -426,7 +432,7 @@ pub(super) fn judge_line(line: &[u8]) -> Result<(), Refusal> {
     if line[colon..].iter().any(|&byte| (byte < 0x20 && byte != b'\t') || byte == 0x7f) {
         return Err(bad("a control byte in a header value"));
     }
-    Ok(())
+    Ok((&line[..colon], line[colon + 1..].trim_ascii()))
 }
 
 fn judge(method: Method, target: &str, version: Version, headers: Headers) -> Result<Head, Refusal> {
@@ -461,8 +467,8 @@ fn judge(method: Method, target: &str, version: Version, headers: Headers) -> Re
 }
 
 fn only<'a>(headers: &'a Headers, name: &str, twice: Refusal) -> Result<Option<&'a [u8]>, Refusal> {
-    let mut found = headers.iter().filter(|(n, _)| *n == name);
-    let first = found.next().map(|(_, value)| value);
+    let mut found = headers.of(name);
+    let first = found.next();
     match found.next() {
         Some(_) => Err(twice),
         None => Ok(first),
@@ -533,7 +539,8 @@ fn absolute(target: &str) -> Result<(Option<&str>, &str), Refusal> {
 
 /// Everything of RFC 3986 but `#`, which never travels.
 fn is_uri(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~:/?[]@!$&'()*+,;=%".contains(&byte)
+    const URI: [bool; 256] = table(b"-._~:/?[]@!$&'()*+,;=%");
+    URI[usize::from(byte)]
 }
 
 fn percents_are_whole(text: &str) -> bool {

@@ -44,7 +44,7 @@ impl Body {
 #[derive(Clone)]
 pub struct Response {
     status: u16,
-    headers: Vec<(Cow<'static, str>, String)>,
+    headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
     body: Body,
     close: bool,
 }
@@ -111,11 +111,19 @@ impl Response {
     #[must_use]
     pub fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl AsRef<str>) -> Response {
         let is_odd = |byte: u8| byte.is_ascii_control() && byte != b'\t';
-        let mut value = value.as_ref().to_owned();
-        if value.bytes().any(is_odd) {
-            value = value.replace(|c: char| u8::try_from(c).is_ok_and(is_odd), " ");
-        }
-        self.headers.push((name.into(), value));
+        let value = value.as_ref();
+        let value = match value.bytes().any(is_odd) {
+            true => value.replace(|c: char| u8::try_from(c).is_ok_and(is_odd), " "),
+            false => value.to_owned(),
+        };
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Adds a header whose value is ours from the first letter to the last: it is neither looked at nor copied.
+    #[must_use]
+    pub(crate) fn ours(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Response {
+        self.headers.push((name.into(), value.into()));
         self
     }
 
@@ -145,7 +153,7 @@ impl Response {
 
     /// The value of a header that was set (name in lower case), the first if there are several.
     pub fn header_value(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| &**value)
     }
 
     /// Whether the connection closes behind it.
@@ -163,7 +171,9 @@ impl Response {
         out.extend_from_slice(reason_phrase(self.status).as_bytes());
         out.extend_from_slice(b"\r\n");
         if self.status >= 200 {
-            push_header(out, "date", &http_date(how.wall));
+            out.extend_from_slice(b"date: ");
+            out.extend_from_slice(&http_date(how.wall));
+            out.extend_from_slice(b"\r\n");
         }
         for (name, value) in &self.headers {
             push_header(out, name, value);
@@ -229,28 +239,56 @@ fn push_header(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn push_number(out: &mut Vec<u8>, number: u64) {
-    out.extend_from_slice(number.to_string().as_bytes());
+fn push_number(out: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
 }
 
-const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
-const MONTHS: [&str; 12] =
-    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+const DAYS: &[u8; 21] = b"MonTueWedThuFriSatSun";
+const MONTHS: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
+/// The last second of the year 9999, behind which a year has more digits.
+const LAST: i64 = 253_402_300_799;
 
 /// A date as HTTP writes it (RFC 9110 5.6.7): `Sun, 06 Nov 1994 08:49:37 GMT`.
-pub fn http_date(wall: Wall) -> String {
-    let seconds = wall.as_millis().div_euclid(1_000);
-    match jiff::Timestamp::from_second(seconds) {
-        // Written by hand: every answer has one, and a format that is read each time costs three times as much.
-        Ok(stamp) => {
-            let at = jiff::tz::Offset::UTC.to_datetime(stamp);
-            let day = DAYS[usize::from(at.weekday().to_monday_zero_offset().unsigned_abs())];
-            let month = MONTHS[usize::from(at.month().unsigned_abs()) - 1];
-            let (hour, minute, second) = (at.hour(), at.minute(), at.second());
-            format!("{day}, {:02} {month} {:04} {hour:02}:{minute:02}:{second:02} GMT", at.day(), at.year())
-        }
-        Err(_) => "Thu, 01 Jan 1970 00:00:00 GMT".into(),
-    }
+///
+/// By hand, without a format: every answer has one.
+pub fn http_date(wall: Wall) -> [u8; 29] {
+    let seconds = wall.as_millis().div_euclid(1_000).clamp(0, LAST);
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years begin in March, so that the day that is not always there is the last: 400 of them have 146,097 days.
+    let (era, day) = ((days + 719_468) / 146_097, (days + 719_468) % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let year = era * 400 + year + i64::from(month >= 10);
+    let month = (month + 2) % 12;
+    let mut text = *b"ddd, 00 mmm 0000 00:00:00 GMT";
+    let mut word = |at: usize, words: &[u8], which: i64| {
+        text[at..at + 3].copy_from_slice(&words[which as usize * 3..which as usize * 3 + 3]);
+    };
+    // 1970 began on a Thursday.
+    word(0, DAYS, (days + 3) % 7);
+    word(8, MONTHS, month);
+    let mut two = |at: usize, number: i64| {
+        text[at..at + 2].copy_from_slice(&[b'0' + (number / 10) as u8, b'0' + (number % 10) as u8]);
+    };
+    two(5, day);
+    two(12, year / 100);
+    two(14, year % 100);
+    two(17, second / 3_600);
+    two(20, second / 60 % 60);
+    two(23, second % 60);
+    text
 }
 
 /// The words behind a status.

@@ -100,3 +100,20 @@ fn a_dialer_reads_the_answer_and_what_follows_it() {
     let (head, rest) = reader.feed(b"itching\r\nUpgrade: x\r\n\r\nearly").unwrap().unwrap();
     assert_eq!((head.status, head.header("upgrade"), &rest[..]), (101, Some("x"), &b"early"[..]));
 }
+
+#[test]
+fn a_date_is_the_calendars() {
+    let mut seconds = 0;
+    // A step that meets every day of the year and every time of the day sooner or later.
+    while seconds < 253_402_300_799 {
+        let stamp = jiff::Timestamp::from_second(seconds).unwrap();
+        let expected = stamp.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        let date = http_date(crate::state::time::Wall(seconds * 1_000_000 + 999_999));
+        assert_eq!(std::str::from_utf8(&date), Ok(expected.as_str()));
+        seconds += 8_640_937;
+    }
+    let date = |micros| http_date(crate::state::time::Wall(micros)).to_vec();
+    assert_eq!(date(951_782_400_000_000), b"Tue, 29 Feb 2000 00:00:00 GMT");
+    assert_eq!(date(-1), b"Thu, 01 Jan 1970 00:00:00 GMT");
+    assert_eq!(date(i64::MAX), b"Fri, 31 Dec 9999 23:59:59 GMT");
+}
