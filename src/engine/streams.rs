@@ -525,7 +525,7 @@ impl StreamsEngine {
 
         let attended = Arc::new(Attended::default());
         let names = Arc::new(Names(rt::Lock::new(HashMap::with_hasher(rt.hasher()))));
-        let desk = |shards| Desk { rt: rt.clone(), writers: writers.clone(), bus: bus.clone(), shards };
+        let desk = |shards| Desk::new(rt.clone(), writers.clone(), bus.clone(), shards);
         let (courier, carries) = match relay.clone() {
             None => (None, None),
             Some(ways) => {

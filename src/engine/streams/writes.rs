@@ -105,9 +105,12 @@ pub struct Written {
     pub token: Token,
 }
 
-/// Where writes are handed in. Cheap to clone.
+/// Where writes are handed in. Cheap to clone: each write that is under way has one.
 #[derive(Clone)]
-pub(super) struct Desk {
+pub(super) struct Desk(Arc<Office>);
+
+/// What a desk knows.
+pub(super) struct Office {
     pub rt: Rt,
     pub writers: Pool,
     pub bus: Arc<dyn Bus>,
@@ -115,7 +118,19 @@ pub(super) struct Desk {
     pub shards: Shards,
 }
 
+impl std::ops::Deref for Desk {
+    type Target = Office;
+
+    fn deref(&self) -> &Office {
+        &self.0
+    }
+}
+
 impl Desk {
+    pub(super) fn new(rt: Rt, writers: Pool, bus: Arc<dyn Bus>, shards: Shards) -> Desk {
+        Desk(Arc::new(Office { rt, writers, bus, shards }))
+    }
+
     /// Runs a write of one stream, and then tells `then`.
     pub(super) fn ask<T: Send + 'static, A: Send + 'static>(
         &self,
