@@ -9,6 +9,7 @@
 //! nothing behind, and each is done again by itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::worker::{Bounds, Crew, Inbox, Refused, Room, Worker};
 use crate::rt::{Moment, Op, Rt};
@@ -17,6 +18,9 @@ use crate::store::{StoreError, Stores, StreamStore};
 
 /// How many jobs wait for one thread before it is full.
 const JOBS_MAX: usize = 1_024;
+
+/// How long nothing has to come before what only a log has is given its place in the tables.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Something to do with a store, and somebody to tell.
 trait Work: Send {
@@ -86,7 +90,7 @@ impl Pool {
         let mut inboxes = Vec::new();
         for n in 0..threads.max(1) {
             let (worker, inbox) = Worker::spawn(crew, format!("{name}-{n}"), Bounds::of(JOBS_MAX), |_| {
-                Clerk { hand, rt: crew.rt().clone(), stores: stores.clone(), store: None }
+                Clerk { hand, rt: crew.rt().clone(), stores: stores.clone(), store: None, settle_at: None }
             })?;
             workers.push(worker);
             inboxes.push(inbox);
@@ -132,6 +136,8 @@ struct Clerk {
     stores: Arc<dyn Stores>,
     /// None until the store was reached.
     store: Option<Box<dyn StreamStore>>,
+    /// When what only a log has is given its place, unless more comes before.
+    settle_at: Option<Moment>,
 }
 
 impl Clerk {
@@ -141,29 +147,49 @@ impl Clerk {
             Some(store) => store,
             none => none.insert(self.stores.streams()?),
         };
-        let alone = self.hand == Hand::Reads || jobs.len() == 1;
         let mut all = |store: &mut dyn StreamStore| jobs.iter_mut().for_each(|job| job.0.run(store));
-        if alone || store.group(&mut all)? == Grouped::Undone {
+        if self.hand == Hand::Reads || store.group(&mut all)? == Grouped::Undone {
             all(store.as_mut());
         }
         Ok(())
+    }
+
+    fn settle(&mut self) {
+        self.settle_at = None;
+        if let Some(store) = &mut self.store
+            && let Err(error) = store.settle()
+        {
+            log::warn!("what was logged is not in the tables yet error={error}");
+        }
     }
 }
 
 impl Room for Clerk {
     type Message = Job;
 
-    fn wake(&mut self, _now: Moment, inbox: &mut Vec<Job>) {
+    fn wake(&mut self, now: Moment, inbox: &mut Vec<Job>) {
         if inbox.is_empty() {
+            if self.settle_at.is_some_and(|at| at <= now) {
+                self.settle();
+            }
             return;
         }
         let fate = self.do_all(inbox);
         for job in inbox.drain(..) {
             job.0.settle(fate.clone());
         }
+        let is_ahead = self.store.as_ref().is_some_and(|store| store.is_ahead());
+        self.settle_at = (self.hand == Hand::Writes && is_ahead).then(|| now + QUIET);
     }
 
     fn deadline(&self) -> Option<Moment> {
-        None
+        self.settle_at
+    }
+
+    fn end(&mut self, now: Moment, inbox: &mut Vec<Job>) {
+        self.wake(now, inbox);
+        if self.settle_at.is_some() {
+            self.settle();
+        }
     }
 }

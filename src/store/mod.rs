@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::error::{Code, Error};
 
+mod ahead;
 mod connection_rows;
 pub mod connections;
 #[cfg(feature = "postgres")]

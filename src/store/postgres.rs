@@ -85,7 +85,7 @@ impl PostgresStores {
 
 impl Stores for PostgresStores {
     fn streams(&self) -> Result<Box<dyn StreamStore>, StoreError> {
-        Ok(Box::new(StreamRows::new(self.database()?, self.identity)))
+        Ok(Box::new(StreamRows::new(self.database()?, self.identity, None)))
     }
 
     fn metadata(&self) -> Result<Box<dyn MetadataStore>, StoreError> {
@@ -270,6 +270,10 @@ impl Database for PgDb {
     /// two replicas would wait for each other. The server groups commits of many connections itself.
     fn begin_group(&mut self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn group_stands(&self) -> bool {
+        true
     }
 
     fn end_group(&mut self) -> Result<Grouped, StoreError> {

@@ -295,6 +295,9 @@ pub(crate) trait Database: Send {
     /// From here on what is written becomes durable together, at [`Database::end_group`].
     fn begin_group(&mut self) -> Result<(), StoreError>;
 
+    /// Whether nothing in the group has failed so far.
+    fn group_stands(&self) -> bool;
+
     /// Commits the group, or undoes it if something in it failed.
     fn end_group(&mut self) -> Result<Grouped, StoreError>;
 

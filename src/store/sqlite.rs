@@ -15,11 +15,12 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql, params_from_iter};
 
+use super::ahead::Ahead;
 use super::connection_rows::ConnectionRows;
 use super::metadata_rows::MetadataRows;
 use super::replica_rows::ReplicaRows;
 use super::sql::{Arg, Database, Mode, Row, Sql, Value, begin_epoch};
-use super::stream_rows::StreamRows;
+use super::stream_rows::{StreamRows, bring};
 use super::streams::{Grouped, Sweep};
 use super::*;
 use crate::rt::Lock;
@@ -68,7 +69,7 @@ enum Where {
     /// One connection for all, and whether several replicas of a simulation share it.
     Memory { connection: Arc<Shared>, several: bool },
     /// A directory that no other process may open. The lock ends with the file.
-    Directory { path: PathBuf, _lock: File },
+    Directory { path: PathBuf, ahead: Option<Arc<Ahead>>, _lock: File },
 }
 
 /// A connection that several owners use in turn, with the time of whoever uses it now.
@@ -125,8 +126,14 @@ impl SqliteStores {
         let mut connection = open_part(path, &STREAMS, &now)?;
         migrate(&mut connection, &STREAMS)?;
         let identity = identify(&connection, fresh)?;
-        let mut stores =
-            SqliteStores { place: Where::Directory { path: path.into(), _lock: lock }, clock, identity };
+        let place = Where::Directory { path: path.into(), ahead: None, _lock: lock };
+        let mut stores = SqliteStores { place, clock: clock.clone(), identity };
+        // What an earlier run acknowledged comes before anything else.
+        let mut database = stores.database(&STREAMS)?;
+        let left = Ahead::open(path, clock, |left| database.transact(Mode::Write, |sql| bring(sql, left)))?;
+        if let Where::Directory { ahead, .. } = &mut stores.place {
+            *ahead = Some(Arc::new(left));
+        }
         let restored = path.join(backup::RESTORED);
         if restored.exists() {
             stores.begin_epoch(fresh.epoch)?;
@@ -161,7 +168,11 @@ impl SqliteStores {
 
 impl Stores for SqliteStores {
     fn streams(&self) -> Result<Box<dyn StreamStore>, StoreError> {
-        Ok(Box::new(StreamRows::new(self.database(&STREAMS)?, self.identity)))
+        let ahead = match &self.place {
+            Where::Memory { .. } => None,
+            Where::Directory { ahead, .. } => ahead.clone(),
+        };
+        Ok(Box::new(StreamRows::new(self.database(&STREAMS)?, self.identity, ahead)))
     }
 
     fn metadata(&self) -> Result<Box<dyn MetadataStore>, StoreError> {
@@ -411,6 +422,10 @@ impl Database for SqliteDb {
             // Others would find themselves inside the group.
             Link::Shared(_) => Ok(()),
         }
+    }
+
+    fn group_stands(&self) -> bool {
+        !matches!(self.link, Link::Own { group: Group::Failed, .. })
     }
 
     fn end_group(&mut self) -> Result<Grouped, StoreError> {

@@ -4,12 +4,14 @@
 //! of a message, an input, a producer or an answer happens under the same lock, in the same
 //! transaction. Locks are taken child before parent (a fork, then its source), so they cannot cross.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::ahead::{Ahead, Lead, Logged, Waiting, stand, stand_among};
 use super::sql::{Arg, Database, Mode, Row, Sql, args, labels_text};
 use super::streams::*;
 use super::{Identity, Labels, Store, StoreError};
@@ -43,6 +45,9 @@ macro_rules! select_stream {
 pub(crate) struct StreamRows<D> {
     db: D,
     identity: Identity,
+    /// How plain appends are written ahead of the tables, where they are.
+    lead: Option<Lead>,
+    in_group: bool,
 }
 
 /// A row under its lock, and the time it was read at.
@@ -127,15 +132,63 @@ enum Op {
 }
 
 impl<D: Database> StreamRows<D> {
-    pub(crate) fn new(db: D, identity: Identity) -> StreamRows<D> {
-        StreamRows { db, identity }
+    pub(crate) fn new(db: D, identity: Identity, ahead: Option<Arc<Ahead>>) -> StreamRows<D> {
+        StreamRows { db, identity, lead: ahead.map(Lead::new), in_group: false }
     }
 
     fn write<T>(
         &mut self,
         work: impl FnOnce(&mut dyn Sql) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.db.transact(Mode::Write, work)
+        let Some(lead) = &mut self.lead else { return self.db.transact(Mode::Write, work) };
+        let done = self.db.transact(Mode::Write, |sql| {
+            bring(sql, &lead.leave())?;
+            work(sql)
+        });
+        if !self.in_group {
+            lead.ended(done.is_ok());
+        }
+        done
+    }
+
+    /// Brings into the tables what waits, if anything does.
+    fn bring_all(&mut self) -> Result<(), StoreError> {
+        match &self.lead {
+            Some(lead) if lead.has_staged() || !lead.ahead().is_empty() => self.write(|_| Ok(())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Before a read: what this group appended has to be where the read looks.
+    fn bring_staged(&mut self) -> Result<(), StoreError> {
+        match &self.lead {
+            Some(lead) if lead.has_staged() => self.write(|_| Ok(())),
+            _ => Ok(()),
+        }
+    }
+
+    /// What waits for a stream; to be asked before its tables are read.
+    fn waiting(&mut self, at: &Address) -> Result<Vec<Logged>, StoreError> {
+        self.bring_staged()?;
+        Ok(self.lead.as_ref().map(|lead| lead.ahead().of(at)).unwrap_or_default())
+    }
+
+    /// The same of all streams.
+    fn all_waiting(&mut self) -> Result<Waiting, StoreError> {
+        self.bring_staged()?;
+        Ok(self.lead.as_ref().map(|lead| lead.ahead().all()).unwrap_or_default())
+    }
+
+    /// Appends ahead of the tables, where that is possible: none says that it is not.
+    fn append_ahead(&mut self, at: &Address, append: &Append) -> Result<Option<Appended>, StoreError> {
+        let Some(lead) = self.lead.as_mut().filter(|lead| lead.takes(append)) else { return Ok(None) };
+        if !lead.knows(at) {
+            match self.db.transact(Mode::Write, |sql| fetch(sql, at))? {
+                Some(locked) => lead.learn(locked.row),
+                None => return Ok(None),
+            }
+        }
+        Ok(lead.append(at, append, is_same_type))
     }
 
     /// The stream's part of its tokens: another store, another epoch or another stream has another.
@@ -362,8 +415,7 @@ fn save(sql: &mut dyn Sql, row: &mut StreamRow, now: Wall, was: &Status) -> Resu
 fn save_appended(sql: &mut dyn Sql, row: &mut StreamRow, now: Wall) -> Result<(), StoreError> {
     row.updated_at = now;
     sql.execute(
-        "UPDATE streams SET pos = ?2, history_pos = ?3, last_msg = ?4, bytes = ?5, oldest_at = ?6, \
-         updated_at = ?7 WHERE id = ?1",
+        APPENDED,
         args![
             row.id,
             row.state.pos,
@@ -372,6 +424,89 @@ fn save_appended(sql: &mut dyn Sql, row: &mut StreamRow, now: Wall) -> Result<()
             row.bytes,
             row.oldest_at,
             row.updated_at,
+        ],
+    )?;
+    Ok(())
+}
+
+/// Brings messages into the tables that wait, but for those that are there. What waits for a stream that is gone
+/// goes with it.
+pub(super) fn bring(sql: &mut dyn Sql, waiting: &Waiting) -> Result<(), StoreError> {
+    for (stream, rows) in waiting {
+        let stands = sql.row(
+            "SELECT pos, last_msg, bytes, oldest_at FROM streams WHERE id = ?1 AND deleted_at IS NULL",
+            args![*stream],
+        )?;
+        let Some(mut stands) = stands else { continue };
+        let (mut pos, mut last_msg, mut bytes) = (stands.count()?, stands.count()?, stands.count()?);
+        let mut oldest_at = stands.time_or_null()?;
+        let before = pos;
+        let mut updated_at = None;
+        for Logged { generation, row, .. } in rows {
+            if row.pos <= pos {
+                continue;
+            }
+            if (row.pos, row.id) != (pos + 1, last_msg + 1) {
+                log::error!(
+                    "messages do not follow what is stored stream={stream} pos={pos} next={}",
+                    row.pos
+                );
+                break;
+            }
+            let at = Place { id: row.id, pos: row.pos };
+            insert_row(
+                sql,
+                *stream,
+                *generation,
+                at,
+                row.kind,
+                row.role.as_deref(),
+                &row.content,
+                None,
+                row.at,
+            )?;
+            (pos, last_msg) = (row.pos, row.id);
+            bytes += row.content.len() as u64;
+            oldest_at.get_or_insert(row.at);
+            updated_at = Some(row.at);
+        }
+        if pos > before {
+            sql.execute(APPENDED, args![*stream, pos, pos, last_msg, bytes, oldest_at, updated_at])?;
+        }
+    }
+    Ok(())
+}
+
+/// What appending changes of a row.
+const APPENDED: &str = "UPDATE streams SET pos = ?2, history_pos = ?3, last_msg = ?4, bytes = ?5, oldest_at = ?6, \
+     updated_at = ?7 WHERE id = ?1";
+
+fn insert_row(
+    sql: &mut dyn Sql,
+    stream: Uuid,
+    generation: u32,
+    place: Place,
+    kind: Kind,
+    role: Option<&str>,
+    content: &[u8],
+    fold: Option<Fold>,
+    at: Wall,
+) -> Result<(), StoreError> {
+    sql.execute(
+        "INSERT INTO messages (stream_id, id, pos, gen, kind, role, content, removed, turn_no, folded_to, ts) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        args![
+            stream,
+            place.id,
+            place.pos,
+            generation,
+            kind_number(kind),
+            role,
+            content,
+            0_i64,
+            fold.map(|fold| fold.turn),
+            fold.map(|fold| fold.upto),
+            at,
         ],
     )?;
     Ok(())
@@ -388,24 +523,8 @@ fn insert_message(
 ) -> Result<(), StoreError> {
     row.bytes += draft.content.len() as u64;
     row.oldest_at.get_or_insert(now);
-    sql.execute(
-        "INSERT INTO messages (stream_id, id, pos, gen, kind, role, content, removed, turn_no, folded_to, ts) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-        args![
-            row.id,
-            place.id,
-            place.pos,
-            row.state.generation,
-            kind_number(draft.kind),
-            draft.role.as_deref(),
-            &*draft.content,
-            0_i64,
-            fold.map(|fold| fold.turn),
-            fold.map(|fold| fold.upto),
-            now,
-        ],
-    )?;
-    Ok(())
+    let (generation, role) = (row.state.generation, draft.role.as_deref());
+    insert_row(sql, row.id, generation, place, draft.kind, role, &draft.content, fold, now)
 }
 
 /// How many inputs wait.
@@ -988,8 +1107,13 @@ fn finish_in(sql: &mut dyn Sql, at: &Address, fence: Fence, end: &End) -> Result
     Ok(Finished::Done(row.change()))
 }
 
-fn catch_up_in(sql: &mut dyn Sql, at: &Address, read: CatchUp) -> Result<Found<Page>, StoreError> {
-    let stream = match peek(sql, at)? {
+fn catch_up_in(
+    sql: &mut dyn Sql,
+    at: &Address,
+    read: CatchUp,
+    waiting: &[Logged],
+) -> Result<Found<Page>, StoreError> {
+    let mut stream = match peek(sql, at)? {
         Lookup::Here(locked) => locked.row,
         Lookup::Missing => return Ok(Found::Missing),
         Lookup::Gone => return Ok(Found::Gone),
@@ -1002,14 +1126,44 @@ fn catch_up_in(sql: &mut dyn Sql, at: &Address, read: CatchUp) -> Result<Found<P
         .into_iter()
         .map(read_input)
         .collect::<Result<Vec<_>, _>>()?;
+    let (stored, stored_history) = (stream.state.pos, stream.state.history_pos);
+    stand(&mut stream, waiting);
     let upto = read.upto.unwrap_or(stream.state.pos);
     let end = upto.min(stream.state.history_pos);
     if read.bytes_max == 0 || read.after >= end {
         let more = read.after < end;
         return Ok(Found::Here(Page { stream, queue, messages: Vec::new(), upto, more }));
     }
+    let mut page = Page { stream, queue, messages: Vec::new(), upto, more: false };
+    if read.after < stored_history {
+        read_page(sql, &mut page, read, end.min(stored_history))?;
+    }
+    if !page.more {
+        let here = waiting.iter().map(|logged| &logged.row);
+        add_waiting(&mut page, here.filter(|row| row.pos > stored.max(read.after) && row.pos <= upto), read);
+    }
+    Ok(Found::Here(page))
+}
+
+/// Adds to a page what waits, as far as it goes.
+fn add_waiting<'a>(page: &mut Page, waiting: impl Iterator<Item = &'a MessageRow>, read: CatchUp) {
+    let mut bytes: usize = page.messages.iter().map(|message| message.content.len()).sum();
+    for message in waiting {
+        bytes += message.content.len();
+        let is_full = bytes > read.bytes_max || page.messages.len() as u64 >= PAGE_ROWS;
+        if is_full && !page.messages.is_empty() {
+            page.more = true;
+            return;
+        }
+        page.messages.push(message.clone());
+    }
+}
+
+/// Reads a page of what is in the tables, where history ends at `end`.
+fn read_page(sql: &mut dyn Sql, page: &mut Page, read: CatchUp, end: u64) -> Result<(), StoreError> {
+    let (stream, upto) = (page.stream.id, page.upto);
     // The page ends before the row that would not fit; `length` reads no content.
-    let messages = sql
+    page.messages = sql
         .query(
             "SELECT id, pos, kind, role, content, turn_no, folded_to, ts FROM messages \
              WHERE stream_id = ?1 AND pos > ?2 AND NOT removed AND pos <= (\
@@ -1019,22 +1173,22 @@ fn catch_up_in(sql: &mut dyn Sql, at: &Address, read: CatchUp) -> Result<Found<P
                  ORDER BY pos LIMIT ?5) AS sizes \
                WHERE total <= ?4 OR total = size) \
              ORDER BY pos",
-            args![stream.id, read.after, upto, read.bytes_max, PAGE_ROWS],
+            args![stream, read.after, upto, read.bytes_max, PAGE_ROWS],
         )?
         .into_iter()
         .map(read_message)
         .collect::<Result<Vec<_>, _>>()?;
-    let more = match messages.last() {
+    page.more = match page.messages.last() {
         Some(last) if last.pos < end => sql
             .one(
                 "SELECT EXISTS (SELECT 1 FROM messages WHERE stream_id = ?1 AND pos > ?2 AND pos <= ?3 \
                  AND NOT removed)",
-                args![stream.id, last.pos, upto],
+                args![stream, last.pos, upto],
             )?
             .flag()?,
         _ => false,
     };
-    Ok(Found::Here(Page { stream, queue, messages, upto, more }))
+    Ok(())
 }
 
 /// Ends the lease of a stream whose row is locked, if it is to end.
@@ -1176,6 +1330,7 @@ impl<D: Database> StreamStore for StreamRows<D> {
         let names: [Option<&str>; 6] = std::array::from_fn(|i| wanted.get(i).copied());
         let labels = labels_text(&list.labels);
         let after = list.after.unwrap_or(Uuid::nil());
+        let waiting = self.all_waiting()?;
         self.db.transact(Mode::Single, |sql| {
             sql.query(
                 select_stream!(
@@ -1188,15 +1343,23 @@ impl<D: Database> StreamStore for StreamRows<D> {
                 ],
             )?
             .into_iter()
-            .map(|row| read_stream(row).map(|locked| locked.row))
+            .map(|row| {
+                let mut row = read_stream(row)?.row;
+                stand_among(&mut row, &waiting);
+                Ok(row)
+            })
             .collect()
         })
     }
 
     fn get(&mut self, at: &Address) -> Result<Found<StreamRow>, StoreError> {
+        let waiting = self.waiting(at)?;
         self.db.transact(Mode::Single, |sql| {
             Ok(match peek(sql, at)? {
-                Lookup::Here(locked) => Found::Here(locked.row),
+                Lookup::Here(Locked { mut row, .. }) => {
+                    stand(&mut row, &waiting);
+                    Found::Here(row)
+                }
                 Lookup::Missing => Found::Missing,
                 Lookup::Gone => Found::Gone,
             })
@@ -1204,11 +1367,13 @@ impl<D: Database> StreamStore for StreamRows<D> {
     }
 
     fn catch_up(&mut self, at: &Address, read: CatchUp) -> Result<Found<Page>, StoreError> {
-        self.db.transact(Mode::Read, |sql| catch_up_in(sql, at, read))
+        let waiting = self.waiting(at)?;
+        self.db.transact(Mode::Read, |sql| catch_up_in(sql, at, read, &waiting))
     }
 
     fn positions(&mut self, streams: &[Uuid]) -> Result<Vec<Change>, StoreError> {
         let mut changes = Vec::with_capacity(streams.len());
+        let waiting = self.all_waiting()?;
         for ids in streams.chunks(POLL_IDS) {
             let mut wanted = [Arg::Null; POLL_IDS];
             for (slot, id) in wanted.iter_mut().zip(ids) {
@@ -1225,14 +1390,19 @@ impl<D: Database> StreamStore for StreamRows<D> {
                 )
             })?;
             for row in rows {
-                changes.push(read_stream(row)?.row.change());
+                let mut row = read_stream(row)?.row;
+                stand_among(&mut row, &waiting);
+                changes.push(row.change());
             }
         }
         Ok(changes)
     }
 
     fn append(&mut self, at: &Address, append: &Append) -> Result<Appended, StoreError> {
-        self.write(|sql| append_in(sql, at, append))
+        match self.append_ahead(at, append)? {
+            Some(appended) => Ok(appended),
+            None => self.write(|sql| append_in(sql, at, append)),
+        }
     }
 
     fn edit(&mut self, at: &Address, message: u64, draft: &Draft) -> Result<Edited, StoreError> {
@@ -1312,7 +1482,7 @@ impl<D: Database> StreamStore for StreamRows<D> {
     }
 
     fn renew(&mut self, worker: Uuid, lease_for: Duration) -> Result<Vec<Held>, StoreError> {
-        self.db.transact(Mode::Single, |sql| {
+        self.write(|sql| {
             sql.query(
                 "UPDATE streams SET lease_until = towpath_after(?2), expires_at = CASE WHEN ttl_s IS NULL \
                  THEN expires_at ELSE towpath_after(ttl_s * 1000000) END \
@@ -1453,6 +1623,7 @@ impl<D: Database> StreamStore for StreamRows<D> {
     fn trim(&mut self, keep: Keep, limit: usize) -> Result<Vec<Change>, StoreError> {
         let age = keep.age.map_or(-1, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX / 1_000_000));
         let bytes = keep.bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.bring_all()?;
         let due = self.db.transact(Mode::Single, |sql| {
             sql.query(
                 "SELECT id FROM streams WHERE (coalesce(keep_age_s, ?1) >= 0 AND \
@@ -1485,7 +1656,33 @@ impl<D: Database> StreamStore for StreamRows<D> {
 
     fn group(&mut self, work: &mut dyn FnMut(&mut dyn StreamStore)) -> Result<Grouped, StoreError> {
         self.db.begin_group()?;
+        self.in_group = true;
+        if let Some(lead) = &mut self.lead
+            && !lead.begin()
+            && let Err(error) = self.write(|_| Ok(()))
+        {
+            log::warn!("what was written ahead does not get into the tables error={error}");
+        }
         work(self);
-        self.db.end_group()
+        let stands = self.db.group_stands();
+        if let Some(Err(error)) = self.lead.as_mut().map(|lead| lead.log(stands)) {
+            log::warn!("appends go into the tables at once error={error}");
+            // A failure of this one is the group's.
+            let _ = self.write(|_| Ok(()));
+        }
+        self.in_group = false;
+        let fate = self.db.end_group();
+        if let Some(lead) = &mut self.lead {
+            lead.ended(fate == Ok(Grouped::Durable));
+        }
+        fate
+    }
+
+    fn is_ahead(&self) -> bool {
+        self.lead.as_ref().is_some_and(|lead| !lead.ahead().is_empty())
+    }
+
+    fn settle(&mut self) -> Result<(), StoreError> {
+        self.bring_all()
     }
 }

@@ -693,4 +693,14 @@ pub trait StreamStore: Store {
     /// Runs `work` as one group, whose calls share one commit. An error makes every outcome inside unknown.
     /// Where the database is shared or in memory, each call inside commits by itself.
     fn group(&mut self, work: &mut dyn FnMut(&mut dyn StreamStore)) -> Result<Grouped, StoreError>;
+
+    /// Whether durable messages wait for their place in the tables: [`settle`](StreamStore::settle) gives it to them.
+    fn is_ahead(&self) -> bool {
+        false
+    }
+
+    /// There is time: what only a log has goes into the tables.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }

@@ -34,6 +34,7 @@ mod engine;
 mod examples;
 mod exports;
 #[cfg(feature = "postgres")]
+mod fault_appends;
 mod fault_partition;
 mod fault_pipes;
 mod fault_receipts;
@@ -77,6 +78,7 @@ mod sim_sessions;
 mod sim_streams;
 mod slow_followers;
 mod soak;
+mod store_ahead;
 mod store_conformance;
 #[cfg(feature = "postgres")]
 mod store_postgres;

@@ -22,6 +22,7 @@ use uuid::Uuid;
 struct Place {
     stores: Box<dyn Stores>,
     time: Time,
+    in_groups: bool,
     _directory: Option<tempfile::TempDir>,
 }
 
@@ -51,13 +52,23 @@ impl Place {
         let directory = tempfile::tempdir().expect("a temporary folder");
         let time = Arc::new(AtomicI64::new(START));
         let stores = SqliteStores::open(directory.path(), clock_at(&time), fresh()).expect("opens");
-        Some(Place { stores: Box::new(stores), time: Time::Set(time), _directory: Some(directory) })
+        Some(Place {
+            stores: Box::new(stores),
+            time: Time::Set(time),
+            in_groups: false,
+            _directory: Some(directory),
+        })
+    }
+
+    /// The same, where each append is a group of its own: it is written ahead.
+    fn in_groups() -> Option<Place> {
+        Some(Place { in_groups: true, ..Place::on_disk()? })
     }
 
     fn in_memory() -> Option<Place> {
         let time = Arc::new(AtomicI64::new(START));
         let stores = SqliteStores::in_memory(clock_at(&time), fresh()).expect("opens");
-        Some(Place { stores: Box::new(stores), time: Time::Set(time), _directory: None })
+        Some(Place { stores: Box::new(stores), time: Time::Set(time), in_groups: false, _directory: None })
     }
 
     #[cfg(feature = "postgres")]
@@ -66,7 +77,7 @@ impl Place {
         let url = crate::cluster::database()?;
         let stores = PostgresStores::connect(&url, Options::default(), fresh()).expect("connects");
         let time = Time::Shifted { url, by: AtomicI64::new(0) };
-        Some(Place { stores: Box::new(stores), time, _directory: None })
+        Some(Place { stores: Box::new(stores), time, in_groups: false, _directory: None })
     }
 
     #[cfg(not(feature = "postgres"))]
@@ -96,7 +107,8 @@ impl Place {
     }
 
     fn streams(&self) -> Box<dyn StreamStore> {
-        self.stores.streams().expect("opens")
+        let store = self.stores.streams().expect("opens");
+        if self.in_groups { Box::new(crate::store_ahead::InGroups(store)) } else { store }
     }
 }
 
@@ -104,6 +116,7 @@ impl Place {
 macro_rules! on_every_store {
     ($($check:ident)*) => {
         mod on_disk { $(#[test] fn $check() { super::$check(&super::Place::on_disk().expect("opens")); })* }
+        mod on_disk_in_groups { $(#[test] fn $check() { super::$check(&super::Place::in_groups().expect("opens")); })* }
         mod in_memory { $(#[test] fn $check() { super::$check(&super::Place::in_memory().expect("opens")); })* }
         mod on_postgres {
             $(#[test] fn $check() {

@@ -18,7 +18,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::{AGENTS, BUSY, CONNECTIONS, STREAMS, failed};
 use crate::state::time::Wall;
-use crate::store::StoreError;
+use crate::store::{StoreError, ahead};
 
 /// The file that says: these databases come from a backup.
 pub(super) const RESTORED: &str = "restored";
@@ -59,6 +59,11 @@ pub fn back_up(data: &Path, file: &Path, now: Wall) -> Result<BackedUp, StoreErr
     let partial = workshop.0.join("archive");
     let mut archive =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial).map_err(cannot)?;
+    // Before the tables: what leaves the log meanwhile is in them.
+    let log = data.join(ahead::FILE);
+    if log.is_file() {
+        add(&mut archive, ahead::FILE, now, &log).map_err(cannot)?;
+    }
     let mut databases = Vec::new();
     for (name, needed) in FILES {
         let source = data.join(name);
