@@ -16,8 +16,11 @@ use crate::rt::{Moment, Op, Rt};
 use crate::store::streams::Grouped;
 use crate::store::{StoreError, Stores, StreamStore};
 
-/// How many jobs wait for one thread before it is full.
-const JOBS_MAX: usize = 1_024;
+/// How many writes wait for one thread before it is full; each may bring a megabyte.
+const WRITES_MAX: usize = 1_024;
+/// The same of reads, which bring nothing: as many as a room takes, so that followers of as many streams may come at
+/// once.
+const READS_MAX: usize = 16 * 1024;
 
 /// How long nothing has to come before what only a log has is given its place in the tables.
 const QUIET: Duration = Duration::from_secs(1);
@@ -88,8 +91,12 @@ impl Pool {
     ) -> crate::Result<(Vec<Worker>, Pool)> {
         let mut workers = Vec::new();
         let mut inboxes = Vec::new();
+        let jobs_max = match hand {
+            Hand::Reads => READS_MAX,
+            Hand::Writes => WRITES_MAX,
+        };
         for n in 0..threads.max(1) {
-            let (worker, inbox) = Worker::spawn(crew, format!("{name}-{n}"), Bounds::of(JOBS_MAX), |_| {
+            let (worker, inbox) = Worker::spawn(crew, format!("{name}-{n}"), Bounds::of(jobs_max), |_| {
                 Clerk { hand, rt: crew.rt().clone(), stores: stores.clone(), store: None, settle_at: None }
             })?;
             workers.push(worker);

@@ -42,6 +42,7 @@ mod follow;
 mod follower;
 mod keeper;
 mod room;
+mod rows;
 mod slow;
 mod turn;
 mod view;
@@ -447,6 +448,7 @@ struct Shared {
     replica: Uuid,
     limits: Limits,
     readers: Pool,
+    rows: rows::Rows,
     desk: Desk,
     shards: Shards,
     numbers: Arc<AtomicU64>,
@@ -582,6 +584,7 @@ impl StreamsEngine {
             replica,
             limits,
             readers,
+            rows: rows::Rows::new(rt.hasher()),
             desk,
             shards,
             numbers,

@@ -741,12 +741,12 @@ fn events(streams: &Streams, request: Request, reply: Reply) {
     let known = streams.clone();
     // A token may stand at the end of a closed stream, where an EventSource must be told to stay away.
     if matches!(since, Since::After(_)) || matches!(at, Address::Id(_)) {
-        streams.state_then(
+        streams.row_then(
             at,
-            Box::new(move |page| match page {
+            Box::new(move |row| match row {
                 Err(error) => reply.send(problem(&error)),
-                Ok(page) if is_over(&page.stream, since) => reply.empty(204),
-                Ok(page) => follow(&known, page.stream.id, options, format, visit(), reply),
+                Ok(row) if is_over(&row, since) => reply.empty(204),
+                Ok(row) => follow(&known, row.id, options, format, visit(), reply),
             }),
         );
     } else {

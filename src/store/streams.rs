@@ -20,7 +20,7 @@ pub const PAGE_BYTES: usize = 256 * 1024;
 pub const KEY_MEMORY: Duration = Duration::from_secs(24 * 3_600);
 
 /// How a stream is addressed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
     /// By its key.
     Id(Uuid),

@@ -224,13 +224,9 @@ impl Streams {
         );
     }
 
-    /// The row of a stream alone.
+    /// The row of a stream alone. Those who ask for the same at once share a read.
     pub fn row_then(&self, at: Address, then: Then<StreamRow>) {
-        self.shared.readers.ask(
-            writes::key_of(&at),
-            move |store| store.get(&at),
-            move |answer| then(found(answer)),
-        );
+        self.shared.rows.ask(&self.shared.readers, at, then);
     }
 
     /// Moves the expiry of a stream that was just read.

@@ -120,6 +120,8 @@ struct Follower {
     rest: Vec<u8>,
     token: String,
     live: bool,
+    /// The first line of the answer.
+    heard: String,
 }
 
 impl Follower {
@@ -127,6 +129,10 @@ impl Follower {
     fn take(&mut self, bytes: &[u8]) {
         self.rest.extend_from_slice(bytes);
         let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else { return };
+        if self.heard.is_empty() {
+            let first = self.rest.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            self.heard = String::from_utf8_lossy(first).trim_end().to_owned();
+        }
         for line in self.rest[..end].split(|byte| *byte == b'\n') {
             if let Some(token) = line.strip_prefix(b"id: ") {
                 self.token = String::from_utf8_lossy(token).trim_end().to_owned();
@@ -155,7 +161,16 @@ fn follow(followers: usize, host: Ipv4Addr, port: u16, tokens: &[String]) -> Vec
             socket.set_nonblocking(true).expect("a socket");
             let mut socket = mio::net::TcpStream::from_std(socket);
             poll.registry().register(&mut socket, mio::Token(at), mio::Interest::READABLE).expect("watched");
-            all.insert(at, Follower { socket, rest: Vec::new(), token: String::new(), live: false });
+            all.insert(
+                at,
+                Follower {
+                    socket,
+                    rest: Vec::new(),
+                    token: String::new(),
+                    live: false,
+                    heard: String::new(),
+                },
+            );
             connected = at + 1;
         }
         let patience = if connected < followers { Duration::ZERO } else { Duration::from_secs(1) };
@@ -169,7 +184,11 @@ fn follow(followers: usize, host: Ipv4Addr, port: u16, tokens: &[String]) -> Vec
             }
             missing -= usize::from(follower.live && !was);
         }
-        assert!(began.elapsed() < PATIENCE, "{missing} of {followers} are not live within {PATIENCE:?}");
+        assert!(
+            began.elapsed() < PATIENCE,
+            "{missing} of {followers} are not live within {PATIENCE:?}; one has heard {:?}",
+            all.values().find(|follower| !follower.live).map(|follower| (&follower.heard, &follower.token))
+        );
     }
     (0..followers).map(|at| all.remove(&at).expect("it is there")).collect()
 }
