@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use self::open::{Door, OpenDoor};
-use crate::rt::{Lock, Moment, Receiver, Rt, SendTimeoutError, Sender, Thread, TrySendError};
+use crate::rt::{Lock, Moment, Receiver, Rt, SendTimeoutError, Sender, Thread, TryRecvError, TrySendError};
 
 /// Something that lives on a thread of its own.
 pub trait Room: Send + 'static {
@@ -425,9 +425,21 @@ impl<R: Room> Shell<R> {
             let stop = matches!(woken, Woken::Stop);
             self.unpack(if stop { usize::MAX } else { self.drain });
             if matches!(woken, Woken::Inbox) && self.inbox.is_empty() {
-                crate::mark!(room_out_of_reach);
-                reachable = false;
-                continue;
+                match self.arrivals.try_recv() {
+                    // A sender is heard only after what it sent can be taken: this wake was for something that
+                    // the one before had taken, and now there is more.
+                    Ok(parcel) => {
+                        self.parcels.push(parcel);
+                        self.unpack(self.drain);
+                    }
+                    // And now there is not.
+                    Err(TryRecvError::Empty) => continue,
+                    Err(TryRecvError::Disconnected) => {
+                        crate::mark!(room_out_of_reach);
+                        reachable = false;
+                        continue;
+                    }
+                }
             }
             let now = self.crew.rt.now();
             if !self.wake(now, stop) {

@@ -363,3 +363,45 @@ fn many_guests_lose_and_reorder_nothing() {
         assert_eq!(of, its.collect::<Vec<_>>());
     }
 }
+
+/// Counts what it is woken with.
+struct Counter {
+    left: u32,
+    done: Sender<()>,
+}
+
+impl Room for Counter {
+    type Message = u32;
+    fn wake(&mut self, _now: Moment, inbox: &mut Vec<u32>) {
+        self.left -= u32::try_from(inbox.drain(..).count()).expect("a few");
+        if self.left == 0 {
+            self.done.try_send(()).expect("the test waits for one");
+        }
+    }
+    fn deadline(&self) -> Option<Moment> {
+        None
+    }
+}
+
+#[test]
+fn a_room_that_takes_messages_while_their_senders_still_tell_of_them_hears_the_next() {
+    const SENDERS: u32 = 4;
+    const EACH: u32 = 25_000;
+    let rt = Rt::real();
+    let (done, is_done) = rt.channel("done", 1);
+    let crew = Crew::new(&rt);
+    // Hardly room for anything: senders and room are all asleep and woken again and again.
+    let bounds = Bounds { data: 2, control: 64, drain: 2 };
+    let (_worker, inbox) =
+        Worker::spawn(&crew, "counter", bounds, |_| Counter { left: SENDERS * EACH, done })
+            .expect("a thread");
+    let send = |_| {
+        let inbox = inbox.clone();
+        let send = move || (0..EACH).for_each(|n| inbox.data(n, Moment::NEVER).expect("the room is there"));
+        rt.spawn("sender", send).expect("a thread")
+    };
+    let senders: Vec<_> = (0..SENDERS).map(send).collect();
+    let heard = is_done.recv_deadline(rt.now() + Duration::from_secs(60));
+    assert_eq!(heard, Ok(()), "a room went deaf: {} messages wait", inbox.len());
+    senders.into_iter().for_each(|sender| sender.join().expect("it sent"));
+}
