@@ -50,6 +50,7 @@ impl Sim {
             replay: None,
             stalls: (0, 1),
             stall_max: Duration::from_secs(1),
+            early_wakes: 0,
             grid: Duration::from_millis(1),
             planted: None,
             steps_max: 2_000_000,
@@ -89,6 +90,13 @@ impl Sim {
     /// The longest stall; a second otherwise.
     pub fn stall_max(mut self, longest: Duration) -> Sim {
         self.config.stall_max = longest;
+        self
+    }
+
+    /// One in so many selects that find nothing say all the same that something can be received, as the real one
+    /// does now and then: a sender is heard of only after its message can be taken, and then it may be gone.
+    pub fn early_wakes(mut self, one_in: u64) -> Sim {
+        self.config.early_wakes = one_in;
         self
     }
 

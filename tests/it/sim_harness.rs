@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use towpath::rt::{Moment, Op, Rt, TryRecvError};
+use towpath::engine::worker::{Bounds, Crew, Room, Worker};
+use towpath::rt::{Moment, Op, Rt, Sender, TryRecvError};
 use towpath::testing::{Policy, Sim, Sweep, Test};
 
 const OK: towpath::Result<()> = Ok(());
@@ -267,7 +268,7 @@ fn a_thread_that_blocks_outside_is_named() {
 
 #[test]
 fn killing_a_node_ends_its_threads_where_they_stand_and_no_others() {
-    struct Says(towpath::rt::Sender<&'static str>, &'static str);
+    struct Says(Sender<&'static str>, &'static str);
     impl Drop for Says {
         fn drop(&mut self) {
             // A killed thread cannot send; a living one can.
@@ -400,4 +401,50 @@ fn randomness_and_uuids_come_from_the_seed() {
     };
     assert_eq!(draw(1), draw(1));
     assert_ne!(draw(1), draw(2));
+}
+
+/// Counts what it is woken with.
+struct Counter {
+    left: usize,
+    done: Sender<()>,
+}
+
+impl Room for Counter {
+    type Message = u32;
+
+    fn wake(&mut self, _now: Moment, inbox: &mut Vec<u32>) {
+        self.left -= inbox.drain(..).count();
+        if self.left == 0 {
+            self.done.try_send(()).expect("the test waits for one");
+        }
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        None
+    }
+}
+
+/// Three threads that wait for a room with hardly a place.
+fn crowded(t: &Test) {
+    let rt = t.rt();
+    let (done, is_done) = rt.channel("done", 1);
+    let bounds = Bounds { data: 2, control: 64, drain: 2 };
+    let counter = |_: &_| Counter { left: 3 * 20, done };
+    let (_worker, inbox) = Worker::spawn(&Crew::new(&rt), "counter", bounds, counter).expect("a thread");
+    let send = |_| {
+        let inbox = inbox.clone();
+        let send = move || (0..20).for_each(|n| inbox.data(n, Moment::NEVER).expect("the room is there"));
+        rt.spawn("sender", send).expect("a thread")
+    };
+    let senders: Vec<_> = (0..3).map(send).collect();
+    is_done.recv().expect("everything is heard");
+    senders.into_iter().for_each(|sender| sender.join().expect("it sent"));
+}
+
+#[test]
+fn sim_a_room_that_is_woken_for_nothing_goes_on_hearing() {
+    Sweep::new("sim_a_room_that_is_woken_for_nothing_goes_on_hearing", 50)
+        .sim(|sim| sim.early_wakes(4))
+        .run(crowded)
+        .assert_ok();
 }

@@ -48,6 +48,8 @@ pub(crate) struct Config {
     /// `num` in `den` facade calls stall their thread.
     pub(crate) stalls: (u32, u32),
     pub(crate) stall_max: Duration,
+    /// One in so many selects that find nothing say that something is ready; 0 is none.
+    pub(crate) early_wakes: u64,
     pub(crate) grid: Duration,
     pub(crate) planted: Option<&'static str>,
     pub(crate) steps_max: u64,
