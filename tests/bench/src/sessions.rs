@@ -1,5 +1,6 @@
 //! River sessions, ours to ours over a WebSocket on loopback, both ends in this process, beside what was recorded
-//! of the reference with both of its ends in one Node process on the same kind of machine.
+//! of the reference with both of its ends in one Node process on the same kind of machine. One I/O thread carries
+//! both ends, as one thread does there; with 32 calls in flight each end has one of its own, as two programs have.
 
 use std::sync::Arc;
 
@@ -23,9 +24,8 @@ const TICKS: u64 = 400_000;
 
 struct Stage {
     client: Client,
-    // Dropped after the client: links first, then the sessions behind them. Each end has threads of its own, as
-    // two programs have.
-    _calling: Running,
+    // Dropped after the client: links first, then the sessions behind them.
+    _calling: Option<Running>,
     _running: Running,
     _server: Server,
 }
@@ -51,13 +51,17 @@ pub(crate) fn serve(rt: &Rt, metrics: &mut Metrics) -> (Server, Running) {
     (server, running)
 }
 
-fn stage(rt: &Rt) -> Stage {
+/// Both ends; `apart` if the client's has an I/O thread of its own.
+fn stage(rt: &Rt, apart: bool) -> Stage {
     let (server, running) = serve(rt, &mut Metrics::new());
     let target = Target::parse(&format!("ws://{}/", running.addresses()[0])).expect("a target");
-    let io = IoThreads::new(rt, 1, None).expect("threads");
-    let calling = io.start(Limits::default(), Vec::new(), Arc::new(Router::new())).expect("threads");
-    let dialer = Arc::new(WebSocket::new(calling.wire(), target));
+    let calling = apart.then(|| {
+        let io = IoThreads::new(rt, 1, None).expect("threads");
+        io.start(Limits::default(), Vec::new(), Arc::new(Router::new())).expect("threads")
+    });
+    let wire = calling.as_ref().unwrap_or(&running).wire();
     let options = Options { codec: Codec::Binary, ..Options::default() };
+    let dialer = Arc::new(WebSocket::new(wire, target));
     let client = Client::start(rt, "bench", "SERVER", dialer, options).expect("threads");
     Stage { client, _calling: calling, _running: running, _server: server }
 }
@@ -73,7 +77,7 @@ pub(crate) fn run(bench: &mut Bench) {
         return;
     }
     let rt = Rt::real();
-    let stage = stage(&rt);
+    let (stage, apart) = (stage(&rt, false), stage(&rt, true));
     let floor = "@replit/river 0.220, recorded";
 
     let case = Case { name: "sessions/rpc-sequential", floor, unit: "calls", goal: 2.5 };
@@ -108,7 +112,7 @@ pub(crate) fn run(bench: &mut Bench) {
         || {
             Sample::take(|| {
                 let call = |caller| {
-                    let client = stage.client.clone();
+                    let client = apart.client.clone();
                     rt.spawn(format!("caller-{caller}"), move || {
                         (0..CALLS / 4).for_each(|n| add(&client, "add", n))
                     })
