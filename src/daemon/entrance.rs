@@ -103,8 +103,10 @@ fn handed_over() -> Result<Vec<Listener>> {
 }
 
 pub(super) fn listen(at: &ListenAt, share: bool) -> Result<Listener> {
-    Listener::bind_with(&at.to_string(), share)
-        .map_err(|error| Error::new(Code::BadConfig, error.to_string()).while_(format!("listening on {at}")))
+    // What went wrong says where already.
+    Listener::bind_with(&at.to_string(), share).map_err(|error| {
+        Error::new(Code::BadConfig, format!("{error}; stop whoever is there, or name another address"))
+    })
 }
 
 /// The token file's tokens; none if there is no file.

@@ -129,6 +129,18 @@ fn settings_that_would_leave_a_door_open_are_refused_with_78() {
     }
 }
 
+#[test]
+fn an_address_that_somebody_has_is_named_once_with_what_to_do() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let refused = towpath(&["serve", "--listen", &address, "--data"]).arg(data.path()).output();
+    let (exit, text) = told(&refused.expect("it runs"));
+    assert_eq!(exit, 78, "{text}");
+    assert_eq!(text.matches(&address).count(), 1, "{text}");
+    assert!(text.contains("in use") && text.contains("name another address"), "{text}");
+}
+
 const SECRET: &str = "a-shared-secret-of-more-than-thirty-two-characters";
 
 /// A JWT signed with HS256.
