@@ -375,11 +375,13 @@ impl<'a> Wait<'a> {
     /// that something is.
     fn early(&self, state: &mut State) -> Option<usize> {
         let one_in = state.config.early_wakes;
-        let told =
-            |waiting: &Waiting, state: &mut State| waiting.dir == Dir::Recv && state.chan(waiting.chan).used;
-        let index = (0..self.waits.len()).find(|index| told(&self.waits[*index], state))?;
+        if one_in == 0 {
+            return None;
+        }
+        let told = |waiting: &Waiting| waiting.dir == Dir::Recv && state.chan(waiting.chan).used;
+        let index = self.waits.iter().position(told)?;
         // 0 is benign: the early wake sits at the upper end.
-        (one_in > 0 && state.draw("early wake", one_in) == one_in - 1).then_some(index)
+        (state.draw("early wake", one_in) == one_in - 1).then_some(index)
     }
 }
 
