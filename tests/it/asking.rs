@@ -1,9 +1,30 @@
-//! Asking a daemon over a socket, byte by byte, where a whole client would hide what is looked at.
+//! Asking a daemon: by a whole client, or over a socket, byte by byte, where a client would hide what is looked at.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use crate::process::{Daemon, PATIENCE};
+
+/// Any request by a whole client, whatever its status.
+pub(crate) fn send(
+    url: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> ureq::http::Response<ureq::Body> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .allow_non_standard_methods(true)
+        .timeout_global(Some(PATIENCE))
+        .build()
+        .into();
+    let mut request = ureq::http::Request::builder().method(method).uri(format!("{url}{path}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    agent.run(request.body(body.to_owned()).expect("a request")).expect("the daemon answers")
+}
 
 /// A connection to the daemon's first address.
 pub(crate) fn connect(daemon: &Daemon) -> TcpStream {

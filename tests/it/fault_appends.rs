@@ -1,11 +1,10 @@
 //! The process is killed at random moments, and every append it acknowledged is there, once and in its place.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use crate::effort::cycles;
-use crate::fault_receipts::{agent, start};
+use crate::fault_receipts::{agent, start, through_kills};
 
 /// How many append at once, each to a stream of its own.
 const WRITERS: usize = 4;
@@ -31,41 +30,25 @@ fn numbers(url: &str, stream: usize) -> Vec<u64> {
 fn fault_every_append_outlives_a_kill_in_its_place() {
     let cycles = cycles(8, 500);
     let data = tempfile::tempdir().expect("a temporary folder");
-    let acknowledged: Arc<Mutex<Vec<Vec<u64>>>> = Arc::new(Mutex::new(vec![Vec::new(); WRITERS]));
-    let next = Arc::new(AtomicU64::new(1));
-    for cycle in 0..cycles {
-        let daemon = start(data.path());
-        let clients: Vec<_> = (0..WRITERS)
-            .map(|stream| {
-                let (url, acknowledged, next) = (daemon.url.clone(), acknowledged.clone(), next.clone());
-                std::thread::spawn(move || {
-                    let agent = agent();
-                    let path = format!("{url}/v1/stream/killed-{stream}");
-                    if agent.put(&path).header("content-type", "text/plain").send_empty().is_err() {
-                        return;
-                    }
-                    loop {
-                        let number = next.fetch_add(1, Ordering::Relaxed);
-                        let sent = agent
-                            .post(&path)
-                            .header("content-type", "text/plain")
-                            .send(format!("{number}\n"));
-                        match sent {
-                            Ok(answer) if answer.status() == 204 => {
-                                acknowledged.lock().expect("no client panics")[stream].push(number);
-                            }
-                            Ok(answer) => panic!("{} to an append", answer.status()),
-                            Err(_) => return,
-                        }
-                    }
-                })
-            })
-            .collect();
-        // The moment of the kill, not a wait for anything: 40 to 200 ms, by a fixed rule.
-        std::thread::sleep(Duration::from_millis(40 + cycle * 7_919 % 160));
-        drop(daemon);
-        clients.into_iter().for_each(|client| client.join().expect("no client panics"));
-    }
+    let acknowledged: Mutex<Vec<Vec<u64>>> = Mutex::new(vec![Vec::new(); WRITERS]);
+    let next = AtomicU64::new(1);
+    through_kills(cycles, data.path(), WRITERS, |stream, url| {
+        let agent = agent();
+        let path = format!("{url}/v1/stream/killed-{stream}");
+        if agent.put(&path).header("content-type", "text/plain").send_empty().is_err() {
+            return;
+        }
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            match agent.post(&path).header("content-type", "text/plain").send(format!("{number}\n")) {
+                Ok(answer) if answer.status() == 204 => {
+                    acknowledged.lock().expect("no client panics")[stream].push(number);
+                }
+                Ok(answer) => panic!("{} to an append", answer.status()),
+                Err(_) => return,
+            }
+        }
+    });
     let daemon = start(data.path());
     let acknowledged = acknowledged.lock().expect("no client panics");
     let mut count = 0;

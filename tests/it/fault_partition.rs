@@ -7,7 +7,6 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -16,42 +15,28 @@ use serde_json::{Value, json};
 use crate::asking::ask;
 use crate::cluster;
 use crate::effort::{cycles, not_run};
+use crate::namespaces::{Namespaces, ip};
 use crate::process::{Daemon, program};
 
 /// How long anything may take on a machine where everything else runs too.
 const PATIENCE: Duration = Duration::from_secs(60);
 const TURNS: &str = "/v1/streams/chat/1/turns";
 
-/// Runs `ip` with these words.
-pub(crate) fn ip(words: &str) -> Result<(), String> {
-    let output = Command::new("ip").args(words.split(' ')).stdin(Stdio::null()).output();
-    let output = output.map_err(|error| format!("ip: {error}"))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("ip {words}: {}", String::from_utf8_lossy(&output.stderr).trim())),
-    }
-}
-
 /// Two namespaces with a cable between them; gone when dropped.
 struct Cable {
-    names: [String; 2],
+    ends: Namespaces,
 }
 
 impl Cable {
     fn lay() -> Result<Cable, String> {
-        let number = std::process::id();
-        let cable = Cable { names: ["a", "b"].map(|end| format!("towpath-{number}-{end}")) };
-        for name in &cable.names {
-            ip(&format!("netns add {name}"))?;
-            ip(&format!("-n {name} link set lo up"))?;
-        }
-        let [a, b] = &cable.names;
+        let ends = Namespaces::make("cable")?;
+        let [a, b] = &ends.names;
         ip(&format!("-n {a} link add cable type veth peer name cable netns {b}"))?;
-        for (at, name) in cable.names.iter().enumerate() {
+        for (at, name) in ends.names.iter().enumerate() {
             ip(&format!("-n {name} addr add {}/24 dev cable", Cable::address(at)))?;
             ip(&format!("-n {name} link set cable up"))?;
         }
-        Ok(cable)
+        Ok(Cable { ends })
     }
 
     /// Addresses kept for documentation: nobody's.
@@ -60,20 +45,11 @@ impl Cable {
     }
 
     fn pull(&self) {
-        ip(&format!("-n {} link set cable down", self.names[0])).expect("it was up");
+        ip(&format!("-n {} link set cable down", self.ends.names[0])).expect("it was up");
     }
 
     fn put_back(&self) {
-        ip(&format!("-n {} link set cable up", self.names[0])).expect("it is there");
-    }
-}
-
-impl Drop for Cable {
-    fn drop(&mut self) {
-        for name in &self.names {
-            // One that was never made is not there to be removed.
-            let _ = ip(&format!("netns delete {name}"));
-        }
+        ip(&format!("-n {} link set cable up", self.ends.names[0])).expect("it is there");
     }
 }
 
@@ -88,8 +64,7 @@ impl Replica {
     fn start(cable: &Cable, end: usize, store: &str) -> Replica {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let socket = folder.path().join("front");
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &cable.names[end]]).arg(program());
+        let mut command = cable.ends.command(end, program());
         command.args([
             "serve",
             "--listen",
@@ -100,12 +75,6 @@ impl Replica {
         ]);
         command.arg(folder.path().join("data"));
         command.args(["--relay-listen", &format!("{}:7701", Cable::address(end))]);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("TOWPATH_") {
-                command.env_remove(name);
-            }
-        }
-        command.stdin(Stdio::null());
         Replica { _daemon: Daemon::start_command(command), socket, _folder: folder }
     }
 

@@ -22,8 +22,8 @@ use towpath::state::pipe::Liveness;
 
 use crate::cli_pipe::{Killed, text};
 use crate::effort::{not_run, slow};
-use crate::fault_partition::ip;
 use crate::flaky::{Fault, Flaky, Weather};
+use crate::namespaces::Namespaces;
 use crate::process::{Daemon, PATIENCE, program};
 
 /// Writes `count` bytes and gives their hash.
@@ -374,66 +374,36 @@ fn fault_ssh_scp_and_rsync_notice_nothing_of_a_storm_of_resets() {
 
 /// Two namespaces, and a link between them that loses a part of the packets; gone when dropped.
 struct Lossy {
-    names: [String; 2],
-    link: Option<Child>,
+    // Dropped, and so ended, before the namespaces.
+    link: Killed,
     said: Receiver<String>,
+    ends: Namespaces,
 }
 
 impl Lossy {
     const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/lossy.py");
 
     fn lay(percent: u32) -> Result<Lossy, String> {
-        let names = ["a", "b"].map(|end| format!("towpath-{}-lossy-{end}", std::process::id()));
-        let mut lossy = Lossy { names, link: None, said: sync_channel(1).1 };
-        for name in &lossy.names {
-            ip(&format!("netns add {name}"))?;
-            ip(&format!("-n {name} link set lo up"))?;
-        }
+        let ends = Namespaces::make("lossy")?;
         let mut link = Command::new("python3");
-        link.arg(Lossy::SCRIPT).args(&lossy.names).args([&percent.to_string(), "1"]);
+        link.arg(Lossy::SCRIPT).args(&ends.names).args([&percent.to_string(), "1"]);
         link.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut link = link.spawn().map_err(|error| format!("python3: {error}"))?;
-        lossy.said = lines_of(&mut link);
-        lossy.link = Some(link);
+        let said = lines_of(&mut link);
+        let lossy = Lossy { link: Killed(link), said, ends };
         match lossy.said.recv_timeout(PATIENCE) {
             Ok(line) if line == "ready" => Ok(lossy),
             _ => Err("there is no tun device here that lossy.py could use".into()),
         }
     }
 
-    /// A program in one of the namespaces.
-    fn command(&self, end: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.names[end]]).arg(program);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("TOWPATH_") {
-                command.env_remove(name);
-            }
-        }
-        command
-    }
-
     /// How many packets were lost, and of how many.
     fn lost(&mut self) -> (u64, u64) {
-        let mut link = self.link.take().expect("it runs");
-        drop(link.stdin.take());
+        // That is how it is told that everything has passed.
+        drop(self.link.0.stdin.take());
         let line = self.said.recv_timeout(PATIENCE).expect("it says what it did");
-        assert!(link.wait().expect("it ends").success());
         let number = |at: usize| line.split(' ').nth(at).and_then(|word| word.parse().ok());
         (number(0).expect("a number"), number(2).expect("a number"))
-    }
-}
-
-impl Drop for Lossy {
-    fn drop(&mut self) {
-        if let Some(link) = &mut self.link {
-            let _ = link.kill();
-            let _ = link.wait();
-        }
-        for name in &self.names {
-            // One that was never made is not there to be removed.
-            let _ = ip(&format!("netns delete {name}"));
-        }
     }
 }
 
@@ -449,19 +419,24 @@ fn fault_a_link_that_loses_three_packets_of_ten_costs_time_and_no_byte() {
     // The pipe leads to something that sends everything back.
     let echo = "import socket\ns = socket.create_server(('127.0.0.1', 7))\nprint('ready', flush=True)\n\
                 c = s.accept()[0]\nwhile b := c.recv(65536): c.sendall(b)\nc.shutdown(socket.SHUT_WR)";
-    let mut echo =
-        lossy.command(1, "python3").args(["-c", echo]).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut echo = lossy
+        .ends
+        .command(1, "python3")
+        .args(["-c", echo])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
     let said = lines_of(&mut echo);
     let _echo = Killed(echo);
     assert_eq!(said.recv_timeout(PATIENCE).expect("it listens"), "ready");
-    let mut serve = lossy.command(1, program());
+    let mut serve = lossy.ends.command(1, program());
     serve.args(["serve", "--insecure", "--listen", "192.0.2.2:7700", "--allow", "127.0.0.1:7", "--data"]);
     serve.arg(data.path().join("data"));
     let _daemon = Daemon::start_command(serve);
 
     let sent = text(size);
     let begun = Instant::now();
-    let mut connect = lossy.command(0, program());
+    let mut connect = lossy.ends.command(0, program());
     connect.args(["connect", "http://192.0.2.2:7700", "127.0.0.1:7", "--quiet"]);
     connect.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut connect = connect.spawn().expect("it starts");

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -91,45 +91,47 @@ pub(crate) fn stored(url: &str, patience: Duration) -> BTreeMap<String, u32> {
     found
 }
 
+/// Starts the daemon and kills it so many times, while as many clients go on, each with its number, until what they ask
+/// is not answered any more.
+pub(crate) fn through_kills(cycles: u64, data: &Path, clients: usize, client: impl Fn(usize, &str) + Sync) {
+    for cycle in 0..cycles {
+        let daemon = start(data);
+        let url = daemon.url.clone();
+        std::thread::scope(|scope| {
+            for number in 0..clients {
+                let (client, url) = (&client, &url);
+                scope.spawn(move || client(number, url));
+            }
+            // The moment of the kill, not a wait for anything: 40 to 200 ms, by a fixed rule.
+            std::thread::sleep(Duration::from_millis(40 + cycle * 7_919 % 160));
+            drop(daemon);
+        });
+    }
+}
+
 #[test]
 fn fault_every_receipt_outlives_a_kill_exactly_once() {
     let cycles = cycles(30, 1_000);
     let data = tempfile::tempdir().expect("a temporary folder");
-    let receipts: Arc<Mutex<Vec<String>>> = Arc::default();
-    let next = Arc::new(AtomicU64::new(1));
-    for cycle in 0..cycles {
-        let daemon = start(data.path());
-        let clients: Vec<_> = (0..3)
-            .map(|_| {
-                let (url, receipts, next) = (daemon.url.clone(), receipts.clone(), next.clone());
-                std::thread::spawn(move || {
-                    let agent = agent();
-                    loop {
-                        let id =
-                            uuid::Uuid::from_u128(next.fetch_add(1, Ordering::Relaxed).into()).to_string();
-                        let body =
-                            json!({"id": id, "type": "workspace_app", "status": "connected"}).to_string();
-                        let sent = agent
-                            .post(format!("{url}/v1/connections"))
-                            .header("prefer", "durable")
-                            .header("content-type", "application/json")
-                            .send(body);
-                        match sent {
-                            Ok(answer) if answer.status() == 202 => {
-                                receipts.lock().expect("no client panics").push(id);
-                            }
-                            Ok(answer) => panic!("{} to a record", answer.status()),
-                            Err(_) => return,
-                        }
-                    }
-                })
-            })
-            .collect();
-        // The moment of the kill, not a wait for anything: 40 to 200 ms, by a fixed rule.
-        std::thread::sleep(Duration::from_millis(40 + cycle * 7_919 % 160));
-        drop(daemon);
-        clients.into_iter().for_each(|client| client.join().expect("no client panics"));
-    }
+    let receipts: Mutex<Vec<String>> = Mutex::default();
+    let next = AtomicU64::new(1);
+    through_kills(cycles, data.path(), 3, |_, url| {
+        let agent = agent();
+        loop {
+            let id = uuid::Uuid::from_u128(next.fetch_add(1, Ordering::Relaxed).into()).to_string();
+            let body = json!({"id": id, "type": "workspace_app", "status": "connected"}).to_string();
+            let sent = agent
+                .post(format!("{url}/v1/connections"))
+                .header("prefer", "durable")
+                .header("content-type", "application/json")
+                .send(body);
+            match sent {
+                Ok(answer) if answer.status() == 202 => receipts.lock().expect("no client panics").push(id),
+                Ok(answer) => panic!("{} to a record", answer.status()),
+                Err(_) => return,
+            }
+        }
+    });
     let daemon = start(data.path());
     let found = stored(&daemon.url, Duration::from_secs(60));
     let receipts = receipts.lock().expect("no client panics");

@@ -53,6 +53,7 @@ mod front_socket;
 mod front_streams;
 mod fuzz;
 mod http_heads;
+mod namespaces;
 mod own_links;
 #[cfg(feature = "postgres")]
 mod own_relays;

@@ -56,13 +56,18 @@ pub(crate) fn certificate(name: &str) -> PathBuf {
 /// A command of the program, with no variable of ours in its environment.
 pub(crate) fn towpath(arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
+    unset_ours(&mut command);
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Leaves no variable of ours in a command's environment.
+pub(crate) fn unset_ours(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TOWPATH_") {
             command.env_remove(name);
         }
     }
-    command.args(arguments).stdin(Stdio::null());
-    command
 }
 
 /// Runs a command to its end.

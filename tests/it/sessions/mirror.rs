@@ -48,17 +48,7 @@ impl Both {
     }
 
     fn http(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, Value) {
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .allow_non_standard_methods(true)
-            .timeout_global(Some(PATIENCE))
-            .build()
-            .into();
-        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let mut answer = agent.run(request.body(body.to_owned()).unwrap()).expect("the daemon answers");
+        let mut answer = crate::asking::send(&self.url, method, path, headers, body);
         let text = answer.body_mut().read_to_string().expect("text");
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
         (answer.status().as_u16(), body)
