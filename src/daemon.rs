@@ -141,8 +141,13 @@ fn reload(
         }
     };
     let mut later = config.needs_restart(&new);
-    if !daemon.entrance.change(keys, &daemon.gate) {
+    let changed = daemon.entrance.change(keys, &daemon.gate);
+    if changed.needs_restart {
         later.extend(["tls.certificate", "tls.key"]);
+    }
+    if changed.ended {
+        daemon.doors.recheck();
+        daemon.sessions.recheck();
     }
     config.auth.clone_from(&new.auth);
     daemon.pipes.handle().set_allow(allow);
@@ -279,6 +284,7 @@ impl Daemon {
         // What sessions ask of the routes, they ask once all routes are known.
         let local = Arc::new(OnceLock::new());
         let behind = river::Behind {
+            gate: gate.clone(),
             streams: engine.streams().clone(),
             metadata: engine.metadata().clone(),
             connections: engine.connections().clone(),
@@ -286,7 +292,7 @@ impl Daemon {
             visits: engine.visits().clone(),
             local: local.clone(),
         };
-        let sessions = river::start(rt, gate.clone(), behind, &mut metrics)?;
+        let sessions = river::start(rt, behind, &mut metrics)?;
         router.add(front::river::route("/river", sessions.doorbell().clone()));
 
         let mut for_replicas = Router::new();

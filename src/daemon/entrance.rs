@@ -4,6 +4,7 @@
 //! keeps what holds.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use listenfd::ListenFd;
 
@@ -15,7 +16,7 @@ use crate::{Code, Error, Result};
 /// What was read from the files that the settings name.
 pub(super) struct Keys {
     tokens: Tokens,
-    verifiers: Vec<Box<dyn Verifier>>,
+    verifiers: Vec<Arc<dyn Verifier>>,
     tls: Option<ServerTls>,
 }
 
@@ -27,6 +28,14 @@ impl Keys {
         };
         Ok(Keys { tokens: tokens(config)?, verifiers: verifiers(config)?, tls })
     }
+}
+
+/// What follows from other keys.
+pub(super) struct Changed {
+    /// Credentials were taken back that were good.
+    pub(super) ended: bool,
+    /// A certificate came or went, which only a restart can follow.
+    pub(super) needs_restart: bool,
 }
 
 /// The way in while the daemon runs.
@@ -41,16 +50,18 @@ impl Entrance {
         Ok((Entrance { tls: keys.tls.clone() }, keys))
     }
 
-    /// Uses these from now on; false if a certificate came or went, which only a restart can follow.
-    pub(super) fn change(&self, keys: Keys, gate: &Gate) -> bool {
-        gate.set_tokens(keys.tokens);
-        gate.set_verifiers(keys.verifiers);
-        match (&self.tls, &keys.tls) {
-            (Some(now), Some(new)) => now.replace(new),
-            (None, None) => {}
-            (Some(_), None) | (None, Some(_)) => return false,
-        }
-        true
+    /// Uses these from now on.
+    pub(super) fn change(&self, keys: Keys, gate: &Gate) -> Changed {
+        // Both, whatever the first says.
+        let ended = gate.set_tokens(keys.tokens) | gate.set_verifiers(keys.verifiers);
+        let stays = match (&self.tls, &keys.tls) {
+            (Some(now), Some(new)) => {
+                now.replace(new);
+                true
+            }
+            (now, new) => now.is_none() && new.is_none(),
+        };
+        Changed { ended, needs_restart: !stays }
     }
 
     /// The sockets a service manager bound for us, or else those that the settings name.
@@ -119,22 +130,22 @@ fn tokens(config: &Config) -> Result<Tokens> {
 }
 
 #[cfg(feature = "jwt")]
-fn verifiers(config: &Config) -> Result<Vec<Box<dyn Verifier>>> {
+fn verifiers(config: &Config) -> Result<Vec<Arc<dyn Verifier>>> {
     use crate::front::{Jwt, Secret};
-    let read = |path: &String| -> Result<Box<dyn Verifier>> {
+    let read = |path: &String| -> Result<Arc<dyn Verifier>> {
         let bad = |text: String| Error::new(Code::BadConfig, format!("auth.jwt_keys: {path}: {text}"));
         let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
         let key = match text.contains("-----BEGIN ") {
             true => Jwt::from_pem(text.as_bytes()),
             false => Jwt::hs256(&Secret::new(text.trim())),
         };
-        Ok(Box::new(key.map_err(|error| bad(error.to_string()))?))
+        Ok(Arc::new(key.map_err(|error| bad(error.to_string()))?))
     };
     config.auth.jwt_keys.iter().map(read).collect()
 }
 
 #[cfg(not(feature = "jwt"))]
-fn verifiers(config: &Config) -> Result<Vec<Box<dyn Verifier>>> {
+fn verifiers(config: &Config) -> Result<Vec<Arc<dyn Verifier>>> {
     if config.auth.jwt_keys.is_empty() {
         return Ok(Vec::new());
     }

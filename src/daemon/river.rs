@@ -36,6 +36,7 @@ use crate::state::value::Value;
 
 /// What the services stand on.
 pub(super) struct Behind {
+    pub(super) gate: Arc<Gate>,
     pub(super) streams: Streams,
     pub(super) metadata: Metadata,
     pub(super) connections: Connections,
@@ -49,11 +50,32 @@ impl Behind {
     fn local(&self) -> Result<&Local, Failure> {
         self.local.get().ok_or_else(|| Failure::new("stopped", "the daemon is still starting: try again"))
     }
+
+    /// Who calls, as long as the credentials are not taken back.
+    fn caller(&self, call: &Call) -> Result<Principal, Failure> {
+        let known = Known::of(call);
+        let pass = match known.pass {
+            Some(mark) => {
+                let gone = || Failure::new("unauthorized", "these credentials are not, or no longer, good");
+                Some(self.gate.pass(mark as u64).ok_or_else(gone)?)
+            }
+            None => None,
+        };
+        Ok(Principal { pass, ..known.principal() })
+    }
+
+    fn must_be(&self, call: &Call, roles: &[Role]) -> Result<(), Failure> {
+        let who = self.caller(call)?;
+        match roles.iter().any(|role| who.has(*role)) {
+            true => Ok(()),
+            false => Err(Failure::new("forbidden", "these credentials do not have the role this needs")),
+        }
+    }
 }
 
 /// Starts the sessions.
-pub(super) fn start(rt: &Rt, gate: Arc<Gate>, behind: Behind, metrics: &mut Metrics) -> Result<Server> {
-    let admission = ByToken { rt: rt.clone(), gate };
+pub(super) fn start(rt: &Rt, behind: Behind, metrics: &mut Metrics) -> Result<Server> {
+    let admission = ByToken { rt: rt.clone(), gate: behind.gate.clone() };
     let settings = Settings { visits: behind.visits.clone(), ..Settings::default() };
     let services = services(&Late(Arc::new(Some(behind))));
     Server::builder(rt, services).settings(settings).admission(admission).metrics(metrics).start()
@@ -110,6 +132,11 @@ impl Admission for ByToken {
         Ok(Admitted { metadata, expires_in })
     }
 
+    fn holds(&self, made: &Value) -> bool {
+        let known = typed::from_value::<Known>(made.clone());
+        known.is_ok_and(|known| known.pass.is_none_or(|mark| self.gate.pass(mark as u64).is_some()))
+    }
+
     fn is_quick(&self) -> bool {
         true
     }
@@ -123,6 +150,8 @@ struct Known {
     scopes: Option<Vec<(String, Vec<String>)>>,
     /// In microseconds.
     expires: Option<i64>,
+    /// The mark of its pass, as the number that its bits are.
+    pass: Option<i64>,
 }
 
 impl From<&Principal> for Known {
@@ -135,33 +164,31 @@ impl From<&Principal> for Known {
             roles: who.roles.iter().map(|role| role.as_str().to_owned()).collect(),
             scopes: who.scopes.as_ref().map(|scopes| scopes.iter().map(scope).collect()),
             expires: who.expires.map(Wall::as_micros),
+            pass: who.pass.as_ref().map(|pass| pass.mark() as i64),
         }
     }
 }
 
-/// Who calls. What cannot be read is somebody with no rights.
-fn caller(call: &Call) -> Principal {
-    let Ok(known) = typed::from_value::<Known>((*call.metadata()).clone()) else {
-        return Principal::nobody();
-    };
-    let scope = |(matches, ops): (String, Vec<String>)| Scope {
-        matches,
-        ops: ops.iter().filter_map(|op| Op::parse(op)).collect(),
-    };
-    Principal {
-        name: known.name,
-        roles: known.roles.iter().filter_map(|role| Role::parse(role)).collect(),
-        scopes: known.scopes.map(|scopes| scopes.into_iter().map(scope).collect()),
-        // The session ends then, or gets fresh ones; a ticket that it asks for must not live longer.
-        expires: known.expires.map(Wall),
+impl Known {
+    /// Of who calls. What cannot be read is somebody with no rights.
+    fn of(call: &Call) -> Known {
+        let known = typed::from_value::<Known>((*call.metadata()).clone());
+        known.unwrap_or_else(|_| Known::from(&Principal::nobody()))
     }
-}
 
-fn must_be(call: &Call, roles: &[Role]) -> Result<(), Failure> {
-    let who = caller(call);
-    match roles.iter().any(|role| who.has(*role)) {
-        true => Ok(()),
-        false => Err(Failure::new("forbidden", "these credentials do not have the role this needs")),
+    fn principal(self) -> Principal {
+        let scope = |(matches, ops): (String, Vec<String>)| Scope {
+            matches,
+            ops: ops.iter().filter_map(|op| Op::parse(op)).collect(),
+        };
+        Principal {
+            name: self.name,
+            roles: self.roles.iter().filter_map(|role| Role::parse(role)).collect(),
+            scopes: self.scopes.map(|scopes| scopes.into_iter().map(scope).collect()),
+            // The session ends then, or gets fresh ones; a ticket that it asks for must not live longer.
+            expires: self.expires.map(Wall),
+            pass: None,
+        }
     }
 }
 

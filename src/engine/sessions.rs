@@ -189,6 +189,13 @@ impl<P: Procedures> Sessions<P> {
                 all.sort_unstable();
                 all.into_iter().for_each(|key| self.step(now, key, Input::AskRefresh));
             }
+            Message::Recheck => {
+                let holds = |entry: &Entry| self.admission.holds(&entry.client.metadata());
+                let mut all: Vec<u64> =
+                    self.sessions.iter().filter(|(_, entry)| !holds(entry)).map(|(key, _)| *key).collect();
+                all.sort_unstable();
+                all.into_iter().for_each(|key| self.step(now, key, Input::AskRefresh));
+            }
             Message::EndClient(client, cause) => {
                 if let Some(key) = self.by_client.get(&client).copied() {
                     self.step(now, key, Input::End(cause));

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::query::Query;
 use super::router::Need;
 use super::streams::rfc3339;
-use crate::wire::Peer;
 use crate::wire::http::{Head, Response};
+use crate::wire::{Pass, Peer};
 
 /// What a caller is trusted with. `Admin` may do everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -128,17 +128,25 @@ pub struct Principal {
     pub scopes: Option<Vec<Scope>>,
     /// When the credentials end; live reads end then with `auth`.
     pub expires: Option<crate::state::time::Wall>,
+    /// Whether they have been taken back; live reads end then, too. `None` is never.
+    pub pass: Option<Pass>,
 }
 
 impl Principal {
     /// Who asks where nobody is asked for credentials.
     pub fn anonymous() -> Principal {
-        Principal { name: "anonymous".into(), roles: vec![Role::Admin], scopes: None, expires: None }
+        Principal {
+            name: "anonymous".into(),
+            roles: vec![Role::Admin],
+            scopes: None,
+            expires: None,
+            pass: None,
+        }
     }
 
     /// Who asks for what needs nothing, and showed nothing.
     pub fn nobody() -> Principal {
-        Principal { name: "nobody".into(), roles: Vec::new(), scopes: None, expires: None }
+        Principal { name: "nobody".into(), roles: Vec::new(), scopes: None, expires: None, pass: None }
     }
 
     /// Whether it has this role.

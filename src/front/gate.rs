@@ -18,8 +18,8 @@ use super::secret::Secret;
 use super::token::Tokens;
 use crate::rt::{Hasher, Lock, Rt};
 use crate::state::time::Moment;
-use crate::wire::Peer;
 use crate::wire::http::{Head, Method, Response};
+use crate::wire::{Pass, Peer};
 
 /// How long a ticket is good for.
 pub const TICKET_LIFE: Duration = Duration::from_secs(30);
@@ -47,6 +47,12 @@ pub enum Credentials {
 pub trait Verifier: Send + Sync {
     /// Who holds this token; `None` if it is nobody's.
     fn holder(&self, token: &str, rt: &Rt) -> Option<Principal>;
+
+    /// What all that it lets in is let in with; ended when it is replaced by another one. `None` if nothing
+    /// but their own end ends its credentials.
+    fn pass(&self) -> Option<&Pass> {
+        None
+    }
 }
 
 /// A daemon's [`Guard`]. Tokens can be replaced while it stands ([`Gate::set_tokens`]).
@@ -55,7 +61,7 @@ pub struct Gate {
     credentials: Credentials,
     allow_origins: Vec<String>,
     tokens: Lock<Arc<Tokens>>,
-    verifiers: Lock<Arc<[Box<dyn Verifier>]>>,
+    verifiers: Lock<Arc<[Arc<dyn Verifier>]>>,
     tickets: Lock<Tickets>,
 }
 
@@ -77,14 +83,36 @@ impl Gate {
         }
     }
 
-    /// Replaces the static tokens. Links that are open stay open.
-    pub fn set_tokens(&self, tokens: Tokens) {
-        *self.tokens.lock() = Arc::new(tokens);
+    /// Replaces the static tokens. True if passes of older ones ended: have the links looked at
+    /// ([`Doors::recheck`](crate::wire::Doors::recheck)).
+    pub fn set_tokens(&self, mut tokens: Tokens) -> bool {
+        let mut known = self.tokens.lock();
+        let ended = tokens.succeed(&known);
+        *known = Arc::new(tokens);
+        ended
     }
 
-    /// Replaces the ways to be known besides static tokens. Links that are open stay open.
-    pub fn set_verifiers(&self, verifiers: Vec<Box<dyn Verifier>>) {
-        *self.verifiers.lock() = verifiers.into();
+    /// Replaces the ways to be known besides static tokens. True if passes of older ones ended.
+    pub fn set_verifiers(&self, verifiers: Vec<Arc<dyn Verifier>>) -> bool {
+        let mut known = self.verifiers.lock();
+        let of = |verifiers: &[Arc<dyn Verifier>], pass: &Pass| {
+            verifiers.iter().find(|one| one.pass() == Some(pass)).cloned()
+        };
+        // One that was there before stays, with its pass.
+        let stays = |new: Arc<dyn Verifier>| new.pass().and_then(|pass| of(&known, pass)).unwrap_or(new);
+        let verifiers: Vec<_> = verifiers.into_iter().map(stays).collect();
+        let passes = known.iter().filter_map(|one| one.pass());
+        let ended =
+            passes.filter(|pass| of(&verifiers, pass).is_none()).inspect(|pass| pass.end()).count() > 0;
+        *known = verifiers.into();
+        ended
+    }
+
+    /// The pass of this mark; `None` if it has ended.
+    pub fn pass(&self, mark: u64) -> Option<Pass> {
+        let (tokens, verifiers) = (self.tokens.lock().clone(), self.verifiers.lock().clone());
+        let mut passes = tokens.passes().chain(verifiers.iter().filter_map(|one| one.pass()));
+        passes.find(|pass| pass.mark() == mark).cloned()
     }
 
     /// Whether callers have to show who they are.
@@ -129,7 +157,8 @@ impl Gate {
         let now = self.rt.now();
         let hash: [u8; 32] = Sha256::digest(ticket).into();
         let (who, until) = self.tickets.lock().open.remove(&hash)?;
-        (now < until).then_some(who)
+        let good = now < until && who.pass.as_ref().is_none_or(Pass::is_good);
+        good.then_some(who)
     }
 
     /// What the request shows, in the order in which it is looked for.

@@ -11,14 +11,17 @@ use serde::Deserialize;
 use super::auth::{Op, Principal, Role, Scope};
 use super::gate::Verifier;
 use super::secret::Secret;
+use super::token::mark;
 use crate::error::{Code, Error, Result};
 use crate::rt::Rt;
 use crate::state::time::Wall;
+use crate::wire::Pass;
 
 /// Verifies JWTs of one key.
 pub struct Jwt {
     key: DecodingKey,
     algorithm: Algorithm,
+    pass: Pass,
 }
 
 #[derive(Deserialize)]
@@ -47,7 +50,8 @@ impl Jwt {
             return Err(Error::new(Code::BadConfig, "the secret of JWTs has at least 32 characters"));
         }
         let key = DecodingKey::from_secret(secret.reveal().as_bytes());
-        Ok(Jwt { key, algorithm: Algorithm::HS256 })
+        let pass = Pass::new(mark(secret.reveal().as_bytes()));
+        Ok(Jwt { key, algorithm: Algorithm::HS256, pass })
     }
 
     /// Tokens signed with a private key whose public half is this PEM: Ed25519 (EdDSA) or RSA (RS256).
@@ -55,11 +59,12 @@ impl Jwt {
     /// # Errors
     /// If the PEM holds neither.
     pub fn from_pem(pem: &[u8]) -> Result<Jwt> {
+        let pass = Pass::new(mark(pem));
         if let Ok(key) = DecodingKey::from_ed_pem(pem) {
-            return Ok(Jwt { key, algorithm: Algorithm::EdDSA });
+            return Ok(Jwt { key, algorithm: Algorithm::EdDSA, pass });
         }
         match DecodingKey::from_rsa_pem(pem) {
-            Ok(key) => Ok(Jwt { key, algorithm: Algorithm::RS256 }),
+            Ok(key) => Ok(Jwt { key, algorithm: Algorithm::RS256, pass }),
             Err(error) => {
                 let text = format!("the key of JWTs is neither an Ed25519 nor an RSA public key: {error}");
                 Err(Error::new(Code::BadConfig, text))
@@ -86,7 +91,13 @@ impl Jwt {
             Some(roles) => roles.iter().map(|role| Role::parse(role)).collect::<Option<Vec<_>>>()?,
             None => implied(scopes.as_deref().unwrap_or_default()),
         };
-        Some(Principal { name: claims.sub, roles, scopes, expires: Some(expires) })
+        Some(Principal {
+            name: claims.sub,
+            roles,
+            scopes,
+            expires: Some(expires),
+            pass: Some(self.pass.clone()),
+        })
     }
 }
 
@@ -115,6 +126,10 @@ impl Verifier for Jwt {
             return None;
         }
         self.principal(token, rt.wall())
+    }
+
+    fn pass(&self) -> Option<&Pass> {
+        Some(&self.pass)
     }
 }
 

@@ -126,7 +126,7 @@ mod tests {
     }
 
     fn ask(method: Method, role: Role, key: &str, body: &[u8]) -> (u16, String) {
-        let who = Principal { name: "me".into(), roles: vec![role], scopes: None, expires: None };
+        let who = Principal { name: "me".into(), roles: vec![role], scopes: None, expires: None, pass: None };
         let (tell, told) = mpsc::sync_channel(1);
         let ask = Ask {
             method,

@@ -441,7 +441,7 @@ impl Front for Router {
         });
         match seated.map(|(route, request, seat)| {
             let kept = seat.map(|seat| Box::new(seat) as Box<dyn Any + Send>);
-            reply.terms(Terms { good_until: request.who.expires, kept });
+            reply.terms(Terms { good_until: request.who.expires, pass: request.who.pass.clone(), kept });
             (route, request)
         }) {
             Ok((route, request)) => match route.takes {

@@ -18,6 +18,7 @@ use subtle::ConstantTimeEq;
 use super::auth::{Op, Principal, Role, Scope};
 use super::secret::Secret;
 use crate::rt::Rt;
+use crate::wire::Pass;
 
 /// What every token made here begins with, so that scanners of code and logs know one when they see it.
 const PREFIX: &str = "tpt_";
@@ -127,6 +128,23 @@ impl Tokens {
         found.filter(|_| token.len() >= Secret::LEN_MIN)
     }
 
+    /// Takes the place of older ones: a token that stands in both as it was keeps its pass, those of the
+    /// others end. True if any did.
+    pub(super) fn succeed(&mut self, older: &Tokens) -> bool {
+        for entry in &mut self.entries {
+            if let Some(same) = older.passes().find(|pass| entry.who.pass.as_ref() == Some(pass)) {
+                entry.who.pass = Some(same.clone());
+            }
+        }
+        let gone = older.passes().filter(|pass| !self.passes().any(|own| own == *pass));
+        gone.inspect(|pass| pass.end()).count() > 0
+    }
+
+    /// What stands for each.
+    pub(super) fn passes(&self) -> impl Iterator<Item = &Pass> {
+        self.entries.iter().filter_map(|entry| entry.who.pass.as_ref())
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -151,8 +169,15 @@ fn entry(line: &str) -> Result<Entry, BadToken> {
         roles,
         scopes: if scopes.is_empty() { None } else { Some(scopes) },
         expires: None,
+        pass: Some(Pass::new(mark(line.as_bytes()))),
     };
     Ok(Entry { hash: read_hash(hash)?, who })
+}
+
+/// What tells one line of a token file, or one key of JWTs, from another.
+pub(super) fn mark(credentials: &[u8]) -> u64 {
+    let digest = Sha256::digest(credentials);
+    u64::from_be_bytes(digest[..8].try_into().expect("a digest is longer"))
 }
 
 fn read_hash(text: &str) -> Result<[u8; 32], BadToken> {

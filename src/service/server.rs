@@ -196,6 +196,11 @@ impl Server {
         self.tell(Message::Refresh(client.map(str::to_owned)));
     }
 
+    /// Asks those clients for fresh metadata whose old holds no longer ([`Admission::holds`]).
+    pub fn recheck(&self) {
+        self.tell(Message::Recheck);
+    }
+
     /// Ends a client's session.
     pub fn end(&self, client: &str) {
         self.tell(Message::EndClient(client.to_owned(), Cause::GoingAway));

@@ -6,6 +6,7 @@ use std::fmt;
 use super::http::{Head, Response};
 use super::link::{LinkHandle, LinkId, Owner, Peer};
 use super::order::Order;
+use super::pass::Pass;
 use crate::state::time::Wall;
 
 /// How a request is answered with a link that stays.
@@ -102,6 +103,8 @@ pub struct Exchange {
 pub struct Terms {
     /// When the credentials end that came with the request. `None` is never.
     pub good_until: Option<Wall>,
+    /// Whether they have been taken back. `None` is never.
+    pub pass: Option<Pass>,
     /// Kept as long as the link is there, and dropped with it.
     pub kept: Option<Box<dyn Any + Send>>,
 }

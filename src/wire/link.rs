@@ -69,6 +69,7 @@ use super::frame::Frame;
 use super::http::ResponseHead;
 use super::limits::Counts;
 use super::order::{Errand, Line, Order, Port};
+use super::pass::Pass;
 use crate::rt;
 use crate::state::time::Wall;
 
@@ -300,9 +301,10 @@ impl LinkHandle {
         self.order(Order::Close { line: self.line, code, reason: reason.into() });
     }
 
-    /// Says when the credentials end that the link was opened with: other ones were shown. `None` is never.
-    pub fn good_until(&self, end: Option<Wall>) {
-        self.order(Order::Prolong { line: self.line, good_until: end });
+    /// Says when the credentials end that the link is held with, and whether they are taken back: other ones
+    /// were shown. `None` is never.
+    pub fn good_until(&self, end: Option<Wall>, pass: Option<Pass>) {
+        self.order(Order::Prolong { line: self.line, good_until: end, pass });
     }
 
     fn order(&self, order: Order) {
@@ -356,6 +358,11 @@ impl Doors {
     /// flight are answered; their connections close behind the answer. Nothing new is accepted.
     pub fn drain(&self, window: Duration, draw: u64) {
         self.tell_all(|| Order::Drain(super::Drain { window, draw }));
+    }
+
+    /// Ends the links whose [`Pass`] has ended, as if their credentials had.
+    pub fn recheck(&self) {
+        self.tell_all(|| Order::Recheck);
     }
 
     pub(crate) fn send_errand(&self, thread: usize, errand: Errand) {

@@ -26,6 +26,7 @@ pub mod link;
 pub(crate) mod links;
 mod listen;
 pub(crate) mod order;
+mod pass;
 mod poll;
 mod tls;
 pub mod websocket;
@@ -38,6 +39,7 @@ pub use link::{
     Closing, Doors, Group, GroupId, Happened, LinkBatch, LinkEvent, LinkHandle, LinkId, Outlet, Owner, Peer,
 };
 pub use listen::{Bound, Listener};
+pub use pass::Pass;
 pub use poll::{IoThreads, Running};
 pub use tls::{ClientTls, ServerTls, http_trust};
 

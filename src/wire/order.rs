@@ -13,6 +13,7 @@ use super::frame::Frame;
 use super::http::Response;
 use super::limits::Counts;
 use super::link::{GroupId, LinkId, Owner, Peer};
+use super::pass::Pass;
 use crate::rt;
 use crate::state::time::Wall;
 
@@ -38,11 +39,14 @@ pub(crate) enum Order {
         owner: Option<Owner>,
         terms: Terms,
     },
-    /// The link is good until then.
+    /// The link is good until then, and as long as this pass is.
     Prolong {
         line: Line,
         good_until: Option<Wall>,
+        pass: Option<Pass>,
     },
+    /// Passes have ended: look whose.
+    Recheck,
     /// Stream the body of the request in flight to `owner`.
     Body {
         line: Line,

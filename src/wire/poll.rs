@@ -172,6 +172,11 @@ impl Running {
         self.wire.clone()
     }
 
+    /// Ends the links whose pass has ended; see [`Doors::recheck`].
+    pub fn recheck(&self) {
+        self.wire.doors.recheck();
+    }
+
     /// Stops accepting and closes links over a window; see [`Doors::drain`].
     pub fn drain(&self, window: Duration, draw: u64) {
         self.wire.doors.drain(window, draw);

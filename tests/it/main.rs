@@ -68,6 +68,7 @@ mod reconnects;
 mod replica_pipes;
 #[cfg(feature = "postgres")]
 mod replicas;
+mod revoked;
 mod sessions;
 mod sim_demo;
 mod sim_doubles;

@@ -45,7 +45,7 @@
 //! Not here, because towpath has no such thing: dispose hooks, middleware, the protobuf router.
 
 mod calls;
-mod daemon;
+pub(crate) mod daemon;
 mod disconnects;
 mod interop;
 mod links;

@@ -5,7 +5,7 @@ mod tail;
 use serde::Serialize;
 
 use super::mirror::Mirror;
-use super::{Behind, Late, failure_of, must_be, refused};
+use super::{Behind, Late, failure_of, refused};
 use crate::codec::connection::Shown;
 use crate::codec::typed;
 use crate::engine::connections::{Connections, Page};
@@ -87,11 +87,12 @@ pub(super) fn service(behind: &Late) -> Service {
     let spool = Mirror::get("/v1/spool");
     let (takes, exports, tails) = (behind.clone(), behind.clone(), behind.clone());
     let record = Procedure::rpc(move |call, init: Value| {
-        must_be(call, &[Role::Producer, Role::Agent])?;
+        let behind = takes.get()?;
+        behind.must_be(call, &[Role::Producer, Role::Agent])?;
         // Read as the door reads it, so that the two refuse alike.
         let json = serde_json::to_vec(&init).map_err(Failure::uncaught)?;
         let record = record_of(&json).map_err(|response| failure_of(&response))?;
-        let id = takes.get()?.connections.record_durable(record).map_err(|error| refused(&error))?;
+        let id = behind.connections.record_durable(record).map_err(|error| refused(&error))?;
         Ok(Taken { id })
     });
     let export = Procedure::subscription(move |call, init: Value, out| {

@@ -2,7 +2,7 @@
 //!
 //! The fields of a procedure's init are what a request has in its path, its headers, its query and its body.
 
-use super::{Late, caller, failure_of};
+use super::{Behind, Late, failure_of};
 use crate::front::{Answer, Ask, Method, Request, Response};
 use crate::service::{Call, Failure, Later, Procedure};
 use crate::state::value::Value;
@@ -95,7 +95,7 @@ impl Mirror {
     pub(super) fn procedure(self, behind: &Late) -> Procedure {
         let behind = behind.clone();
         Procedure::rpc_later(move |call, init: Value, later: Later<Value>| {
-            let asked = behind.get().and_then(|behind| Ok((behind.local()?, self.ask(call, init)?)));
+            let asked = behind.get().and_then(|behind| Ok((behind.local()?, self.ask(behind, call, init)?)));
             match asked {
                 Ok((local, ask)) => local.ask(ask, move |response| later.give(answer_of(&response))),
                 Err(failure) => later.give(Err(failure)),
@@ -105,13 +105,14 @@ impl Mirror {
 
     /// The request of this route, if the caller may make it: for procedures that answer by themselves.
     pub(super) fn request(self, behind: &Late, call: &Call, init: Value) -> Result<Request, Failure> {
-        let local = behind.get()?.local()?;
-        local.request(self.ask(call, init)?).map_err(|response| failure_of(&response))
+        let behind = behind.get()?;
+        let ask = self.ask(behind, call, init)?;
+        behind.local()?.request(ask).map_err(|response| failure_of(&response))
     }
 
-    fn ask(self, call: &Call, init: Value) -> Result<Ask, Failure> {
+    fn ask(self, behind: &Behind, call: &Call, init: Value) -> Result<Ask, Failure> {
         let mut ask = self.fill(init)?;
-        ask.who = caller(call);
+        ask.who = behind.caller(call)?;
         Ok(ask)
     }
 

@@ -18,6 +18,12 @@ pub trait Admission: Send + Sync {
         before: Option<&Value>,
     ) -> Result<Admitted, Refusal>;
 
+    /// Whether what it made of a handshake still holds. Asked before a session gets it, and of every session
+    /// when it is looked at again; who is not good any more is asked for fresh metadata.
+    fn holds(&self, _made: &Value) -> bool {
+        true
+    }
+
     /// Whether it answers without waiting for anything, so that the room may ask it on its own thread.
     fn is_quick(&self) -> bool {
         false

@@ -142,6 +142,13 @@ impl<P: Procedures> Sessions<P> {
         result: Result<Admitted, Refusal>,
     ) {
         let Some(known) = self.links.get(&link) else { return };
+        let result = result.and_then(|admitted| match self.admission.holds(&admitted.metadata) {
+            true => Ok(admitted),
+            false => {
+                let reason = "these credentials were taken back";
+                Err(Refusal::new(RefusalCode::RejectedByCustomHandler, reason))
+            }
+        });
         let from = match (&known.stage, request) {
             (Stage::Admitting { from, .. }, Some(request)) => (from.clone(), request),
             (Stage::Bound(key), None) => {

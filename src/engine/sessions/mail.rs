@@ -78,6 +78,8 @@ pub enum Message {
     },
     /// Ask this client, or all, for fresh metadata.
     Refresh(Option<String>),
+    /// Ask those for fresh metadata whose old holds no longer.
+    Recheck,
     /// End this client's session.
     EndClient(String, Cause),
     /// Cut every link, or this client's, and keep the sessions: what a test or an operator does.

@@ -16,10 +16,13 @@ fn peer() -> Peer {
 
 fn gate(credentials: Credentials) -> Gate {
     let gate = Gate::new(&Rt::real(), credentials, vec!["https://app.example".into()]);
-    let scopes = [Scope { matches: "chat/*".into(), ops: vec![Op::Follow] }];
-    let line = Tokens::line("f", &Secret::new(TOKEN), &[Role::Follower], &scopes).unwrap();
-    gate.set_tokens(Tokens::parse(&line).unwrap());
+    gate.set_tokens(Tokens::parse(&line()).unwrap());
     gate
+}
+
+fn line() -> String {
+    let scopes = [Scope { matches: "chat/*".into(), ops: vec![Op::Follow] }];
+    Tokens::line("f", &Secret::new(TOKEN), &[Role::Follower], &scopes).unwrap()
 }
 
 fn admit(gate: &Gate, text: &str, need: Need) -> Result<Principal, u16> {
@@ -135,9 +138,13 @@ fn there_are_only_so_many_tickets() {
 #[test]
 fn replaced_tokens_are_forgotten() {
     let gate = gate(Credentials::Needed);
-    assert!(gate.holder(TOKEN).is_some());
-    gate.set_tokens(Tokens::default());
-    assert!(gate.holder(TOKEN).is_none());
+    let pass = gate.holder(TOKEN).and_then(|who| who.pass).expect("a static token has one");
+    let same = Tokens::line("g", &Secret::new("x".repeat(40)), &[Role::Follower], &[]).unwrap();
+    let with_both = format!("{same}\n{}", line());
+    assert!(!gate.set_tokens(Tokens::parse(&with_both).unwrap()), "it is there as it was");
+    assert!(pass.is_good() && gate.pass(pass.mark()).is_some());
+    assert!(gate.set_tokens(Tokens::default()));
+    assert!(gate.holder(TOKEN).is_none() && !pass.is_good() && gate.pass(pass.mark()).is_none());
 }
 
 #[test]

@@ -234,7 +234,7 @@ impl Socket {
             let sees = READERS.iter().any(|role| fresh.has(*role));
             let unseen = if sees { BTreeMap::new() } else { std::mem::take(&mut state.watches) };
             if let Some(link) = &state.link {
-                link.good_until(fresh.expires);
+                link.good_until(fresh.expires, fresh.pass.clone());
             }
             state.who = Some(Arc::new(fresh));
             (lost, unseen)

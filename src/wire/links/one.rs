@@ -9,6 +9,7 @@ use crate::state::time::Moment;
 use crate::wire::http::{BodyReader, HeadReader};
 use crate::wire::limits::{Limits, Pace};
 use crate::wire::link::{GroupId, LinkId, Owner, Peer};
+use crate::wire::pass::Pass;
 use crate::wire::websocket;
 
 /// What the bytes that arrive mean.
@@ -122,6 +123,8 @@ pub(super) struct Link {
     pub(super) good_until: Moment,
     /// Whether its owner has been told that they have ended.
     pub(super) expired: bool,
+    /// Whether they have been taken back.
+    pub(super) pass: Option<Pass>,
     /// The earliest alarm that is set for it.
     pub(super) rings_at: Moment,
 }
@@ -154,6 +157,7 @@ impl Link {
             slow_until: Moment::NEVER,
             good_until: Moment::NEVER,
             expired: false,
+            pass: None,
             rings_at: Moment::NEVER,
         }
     }

@@ -95,9 +95,10 @@ impl Links {
             Order::Leave { line, group } => self.with(line, |links, slot| links.leave(slot, group)),
             Order::Mark { line, mark } => self.with(line, |links, slot| links.mark(slot, mark)),
             Order::Pause { line, paused } => self.with(line, |links, slot| links.pause(slot, paused)),
-            Order::Prolong { line, good_until } => {
-                self.with(line, |links, slot| links.prolong(slot, good_until))
+            Order::Prolong { line, good_until, pass } => {
+                self.with(line, |links, slot| links.bind(slot, good_until, pass))
             }
+            Order::Recheck => (0..self.slots.len()).for_each(|slot| self.recheck(slot)),
             Order::Finish { line } => self.with(line, Links::finish),
             Order::Close { line, code, reason } => {
                 self.with(line, |links, slot| links.close(slot, code, reason))

@@ -123,7 +123,7 @@ impl Links {
         // What is still on its way to the last answer meets nobody.
         link.request.number = link.request.number.wrapping_add(1);
         link.since = now;
-        (link.good_until, link.expired, link.kept) = (Moment::NEVER, false, None);
+        (link.good_until, link.expired, link.pass, link.kept) = (Moment::NEVER, false, None, None);
         self.go_on(slot);
         self.resume(slot);
         self.set_alarm(slot);
@@ -140,7 +140,7 @@ impl Links {
         let Some(link) = self.slots[slot].as_deref_mut() else { return };
         link.request.waiting = false;
         link.since = now;
-        (link.good_until, link.expired, link.kept) = (good_until, false, terms.kept);
+        (link.good_until, link.expired, link.pass, link.kept) = (good_until, false, terms.pass, terms.kept);
         if owner.is_some() {
             link.owner = owner;
         }
@@ -193,6 +193,8 @@ impl Links {
         self.go_on(slot);
         self.resume(slot);
         self.set_alarm(slot);
+        // Its pass may have ended while the answer was on its way.
+        self.recheck(slot);
     }
 
     /// The connection goes to somebody else, with what is to be answered and what the peer has sent.

@@ -3,10 +3,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::rt;
-use crate::wire::exchange::{Exchange, Front, Opening, Plan};
+use crate::wire::exchange::{Exchange, Front, Opening, Plan, Terms};
 use crate::wire::frame::Frame;
 use crate::wire::http::{Head, Response};
 use crate::wire::link::{Doors, LinkBatch, Outlet, Owner};
+use crate::wire::pass::Pass;
 use crate::wire::websocket::Outgoing as WsFrame;
 
 /// Answers `/now`, drops what asks for `/never` into a list, opens events on `/events`, a WebSocket on `/ws`
@@ -256,6 +257,47 @@ fn an_owner_hears_of_a_link_that_was_gone_before_it_was_opened() {
     bench.round();
     let batch = rx.try_recv().unwrap();
     assert!(matches!(&batch[..], [event] if event.tag == 5 && matches!(event.what, Happened::Closed(_))));
+}
+
+#[test]
+fn credentials_that_are_taken_back_end_a_link_that_is_open_and_one_that_opens_later() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let pass = Pass::new(1);
+    let ask = |bench: &mut Bench| {
+        let slot = bench.connect();
+        bench.feed(slot, "GET /never HTTP/1.1\nHost: a\n\n");
+        let mut exchange = bench.kept.try_recv().unwrap();
+        exchange.terms(Terms { pass: Some(pass.clone()), ..Terms::default() });
+        (slot, exchange)
+    };
+    let open = |exchange: Exchange| exchange.open(Opening::Events { response: Response::new(200) }, None);
+    let ((early, first), (late, second)) = (ask(&mut bench), ask(&mut bench));
+    open(first);
+    bench.doors.recheck();
+    bench.pass(5_000);
+    assert!(!bench.is_closed(early), "its pass has not ended");
+
+    pass.end();
+    bench.doors.recheck();
+    bench.round();
+    let second = open(second);
+    bench.pass(500);
+    // Others are shown for the second in time, and are good.
+    second.good_until(None, Some(Pass::new(2)));
+    bench.pass(5_000);
+    bench.pass(5_000);
+    let said = bench.wrote(early);
+    assert!(bench.is_closed(early) && said.contains("auth"), "{said}");
+    let said = bench.wrote(late);
+    assert!(!bench.is_closed(late) && !said.contains("auth"), "{said}");
+    // What is shown may have been taken back by then.
+    second.good_until(None, Some(pass.clone()));
+    bench.round();
+    for _ in 0..3 {
+        bench.pass(1_500);
+    }
+    let said = bench.wrote(late);
+    assert!(bench.is_closed(late) && said.contains("auth"), "{said}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::wire::Drain;
 use crate::wire::frame::Frame;
 use crate::wire::http::Refusal;
 use crate::wire::link::Happened;
+use crate::wire::pass::Pass;
 use crate::wire::websocket::{Outgoing as WsFrame, close};
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -118,11 +119,24 @@ impl Links {
         end.map_or(Moment::NEVER, |end| self.now + end.since(self.wall))
     }
 
-    /// Other credentials were shown for an open link.
-    pub(super) fn prolong(&mut self, slot: usize, end: Option<Wall>) {
+    /// A link is good until then, and as long as this pass is: it was opened with these credentials, or they
+    /// were shown for it.
+    pub(super) fn bind(&mut self, slot: usize, end: Option<Wall>, pass: Option<Pass>) {
         let until = self.moment_of(end);
         if let Some(link) = self.slots[slot].as_deref_mut() {
-            (link.good_until, link.expired) = (until, false);
+            (link.good_until, link.expired, link.pass) = (until, false, pass);
+            self.set_alarm(slot);
+            // The pass may have ended since it was shown.
+            self.recheck(slot);
+        }
+    }
+
+    /// Ends a link's credentials if its pass has ended.
+    pub(super) fn recheck(&mut self, slot: usize) {
+        let now = self.now;
+        let Some(link) = self.slots[slot].as_deref_mut() else { return };
+        if link.pass.take_if(|pass| !pass.is_good()).is_some() {
+            link.good_until = now;
             self.set_alarm(slot);
         }
     }

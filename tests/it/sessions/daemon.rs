@@ -23,7 +23,7 @@ fn daemon_with(rt: &Rt, folder: &std::path::Path, change: impl FnOnce(&mut Confi
     Daemon::start(rt, &config).expect("a daemon")
 }
 
-pub(super) fn wire(rt: &Rt) -> Running {
+pub(crate) fn wire(rt: &Rt) -> Running {
     let io = IoThreads::new(rt, 1, None).expect("threads");
     io.start(Limits::default(), vec![], Arc::new(Router::new())).expect("threads")
 }
@@ -33,7 +33,11 @@ pub(super) fn client(rt: &Rt, wire: &Running, daemon: &Daemon, options: Options)
 }
 
 fn client_called(rt: &Rt, id: &str, wire: &Running, daemon: &Daemon, options: Options) -> Client {
-    let target = Target::parse(&format!("ws://{}/river", daemon.addresses()[0])).expect("a target");
+    client_at(rt, id, wire, &daemon.addresses()[0].to_string(), options)
+}
+
+pub(crate) fn client_at(rt: &Rt, id: &str, wire: &Running, address: &str, options: Options) -> Client {
+    let target = Target::parse(&format!("ws://{address}/river")).expect("a target");
     let dialer = Arc::new(WebSocket::new(wire.wire(), target));
     Client::start(rt, id, "SERVER", dialer, options).expect("threads")
 }
@@ -140,7 +144,7 @@ fn the_services_do_what_the_http_doors_do() {
 }
 
 /// Options of a client that shows this token.
-fn showing(token: &Secret) -> Options {
+pub(crate) fn showing(token: &Secret) -> Options {
     let metadata = Value::Map(vec![("token".into(), Value::Text(token.reveal().into()))]);
     Options { metadata: Some(Arc::new(move || Ok(metadata.clone()))), ..Options::default() }
 }

@@ -1,6 +1,6 @@
 //! Follows over a session. The stream's room tells the call, and no thread waits.
 
-use super::super::{caller, failed, value_of};
+use super::super::{Known, failed, value_of};
 use crate::engine::streams::event::is_text;
 use crate::engine::streams::{Ended, Event, FollowOptions, Listener, StreamError, Streams, What};
 use crate::engine::visits::Caller;
@@ -31,7 +31,7 @@ pub(super) fn begin(
     out: Writable<Value>,
 ) {
     let (known, cancel) = (streams.clone(), call.cancel_token().clone());
-    let who = Caller { principal: Some(caller(call).name.into()), ..Caller::default() };
+    let who = Caller { principal: Some(Known::of(call).name.into()), ..Caller::default() };
     let found = move |row: Result<StreamRow, StreamError>| match row {
         Ok(row) => open(&known, &row, options, &who, cancel, out),
         Err(error) => out.fail(failed(&error)),
