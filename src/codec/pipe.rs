@@ -167,6 +167,10 @@ impl Decoder {
                     } else {
                         let off = u64::from_be_bytes(bytes[HEAD..].try_into().expect("eight bytes"));
                         let left = len - 8;
+                        // Its bytes have offsets that there are: what is read in pieces can be counted on.
+                        if off.checked_add(left as u64).is_none() {
+                            return Err(FrameError::BadField { kind, field: "offset" });
+                        }
                         // A short one between long ones changes little.
                         self.lately = left.max(self.lately / 2);
                         self.stage = if left > 0 { Stage::Data { off, left } } else { Stage::default() };
@@ -183,8 +187,7 @@ impl Decoder {
                     let (bytes, rest) = input.split_at(count);
                     *input = rest;
                     let at = *off;
-                    // A frame that runs past the last offset is refused by the pipe, at its end.
-                    *off = off.saturating_add(count as u64);
+                    *off += count as u64;
                     *left -= count;
                     if *left == 0 {
                         self.stage = Stage::default();
@@ -231,7 +234,7 @@ impl Decoder {
         // Nowhere else are there any to pass.
         let Stage::Data { off, left } = &mut self.stage else { return };
         let count = count.min(*left);
-        *off = off.saturating_add(count as u64);
+        *off += count as u64;
         *left -= count;
         if *left == 0 {
             self.stage = Stage::default();

@@ -109,7 +109,7 @@ fn every_frame_reads_as_it_was_written_wherever_it_is_split() {
 #[test]
 fn lengths_are_checked_before_room_is_made() {
     let max = DATA_MAX + 8;
-    let cases: [(&[u8], FrameError); 8] = [
+    let cases: [(&[u8], FrameError); 9] = [
         (&[1, 0xff, 0xff, 0xff], FrameError::TooLong { kind: 1, len: 0xff_ffff, max }),
         (&[1, 0x04, 0x00, 0x09], FrameError::TooLong { kind: 1, len: max + 1, max }),
         (&[1, 0, 0, 7], FrameError::TooShort { kind: 1 }),
@@ -117,6 +117,8 @@ fn lengths_are_checked_before_room_is_made() {
         (&[0x02, 0, 0, 3, 1, 2, 3], FrameError::TooShort { kind: 2 }),
         (&[0x04, 0, 0, 4, 0, 1, 0xff, 0xff], FrameError::TooShort { kind: 4 }),
         (&[0x04, 0, 0, 5, 0, 1, 0, 1, 0xff], FrameError::BadField { kind: 4, field: "reason" }),
+        // Bytes past the last offset there is: read in pieces they would all be the last.
+        (b"\x01\0\0\x0a\xff\xff\xff\xff\xff\xff\xff\xfe", FrameError::BadField { kind: 1, field: "offset" }),
         (&[0x42, 0, 0, 0], FrameError::Unknown { kind: 0x42 }),
     ];
     for (bytes, expected) in cases {
