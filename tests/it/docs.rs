@@ -166,3 +166,48 @@ fn everything_the_front_gives_away_has_an_example() {
         .collect();
     assert!(without.is_empty(), "no example stands at {without:?}");
 }
+
+/// The handshake that PROTOCOL.md gives to those who write a client, made by the code that speaks it.
+#[test]
+fn the_handshake_of_a_pipe_in_the_protocol_is_what_is_spoken() {
+    use towpath::codec::pipe::{data_head, encode_greeting};
+    use towpath::state::pipe::PipeId;
+    use towpath::state::pipe::hello::{Challenge, Greeting, Hello, PROTO, Proof, Welcome, Wish};
+    use towpath::state::pipe::proof::{Secret, Stand, Transcript, client, server};
+    let (secret, id, instance, nonce) = (Secret([7; 32]), PipeId([1; 16]), [2; 16], [4; 16]);
+    let transcript = Transcript { id, instance, server_nonce: [3; 16], client_nonce: nonce, epoch: 5 };
+    let ours = Stand { recv: 6, fin: false, limit: 7 };
+    let theirs = Stand { recv: 9, fin: true, limit: 9 };
+    let hello = Hello { proto_min: PROTO, proto_max: PROTO, nonce, auth: None, wish: Wish::Resume { id } };
+    let proof = Proof { epoch: 5, stand: ours, tag: client(&secret, &transcript, &ours) };
+    let welcome = Welcome {
+        proto: PROTO,
+        instance,
+        id,
+        epoch: 5,
+        grace: Some(std::time::Duration::from_secs(60)),
+        window: 64 * 1024,
+        stand: theirs,
+        tag: server(&secret, &transcript, &theirs),
+        secret: None,
+    };
+    let spoken = [
+        ("HELLO    ", Greeting::Hello(hello)),
+        ("CHALLENGE", Greeting::Challenge(Challenge { instance, nonce: transcript.server_nonce })),
+        ("PROOF    ", Greeting::Proof(proof)),
+        ("WELCOME  ", Greeting::Welcome(welcome)),
+    ];
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let mut lines: Vec<String> = spoken
+        .into_iter()
+        .map(|(name, greeting)| {
+            let mut bytes = Vec::new();
+            encode_greeting(&greeting, &mut bytes);
+            format!("{name} {}", hex(&bytes))
+        })
+        .collect();
+    lines.push(format!("DATA      {}{}", hex(&data_head(6, 1)), hex(b"h")));
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("PROTOCOL.md")).expect("a page");
+    let missing: Vec<_> = lines.iter().filter(|line| !page.contains(*line)).collect();
+    assert!(missing.is_empty(), "PROTOCOL.md has not {missing:#?}");
+}
