@@ -189,6 +189,15 @@ impl Rt {
         self.sleep_until(self.now() + duration);
     }
 
+    /// Lets every thread go first that waits for the processor. In a simulation each has one of its own.
+    pub fn give_way(&self) {
+        match &self.arm {
+            Arm::Real => std::thread::yield_now(),
+            #[cfg(feature = "testing")]
+            Arm::Sim(_) => {}
+        }
+    }
+
     /// Starts a named thread. Dropping the handle joins it.
     ///
     /// # Errors

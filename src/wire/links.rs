@@ -9,7 +9,7 @@
 //! feed(slot, bytes), eof, broke         what arrived
 //! take_orders()                         what rooms asked for
 //! ring()                                alarms that are due
-//! next_dirty → gather → wrote           what to write
+//! next_own, next_of_many → gather → wrote   what to write
 //! settle()                              batches go to their rooms
 //! take_effects()                        sockets to close, to half-close, to read again
 //! deadline()                            how long the thread may sleep
@@ -30,7 +30,7 @@ mod time;
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -92,7 +92,10 @@ pub(crate) struct Links {
     groups: HashMap<GroupId, Vec<u32>, Hasher>,
     outboxes: Outboxes,
     alarms: BinaryHeap<Reverse<(Moment, LinkId)>>,
-    dirty: Vec<LinkId>,
+    /// Links to be written because of something for them alone, in turn.
+    own: VecDeque<LinkId>,
+    /// The same because of what many are told, or because more waits for them than one turn takes.
+    of_many: VecDeque<LinkId>,
     effects: Vec<Effect>,
     /// Bytes nobody can guess, for the masks of dialed WebSockets.
     masks: Vec<[u8; 4]>,
@@ -133,7 +136,8 @@ impl Links {
             groups: HashMap::with_hasher(rt.hasher()),
             outboxes: Outboxes::default(),
             alarms: BinaryHeap::new(),
-            dirty: Vec::new(),
+            own: VecDeque::new(),
+            of_many: VecDeque::new(),
             effects: Vec::new(),
             masks: Vec::new(),
             draining: false,
@@ -313,25 +317,46 @@ impl Links {
 
     /// Whether a connection is left with something to write, or to end.
     pub(crate) fn has_dirty(&self) -> bool {
-        !self.dirty.is_empty() || !self.breaking.is_empty()
+        !self.own.is_empty() || !self.of_many.is_empty() || !self.breaking.is_empty()
     }
 
-    /// A connection with something to write, or to end.
-    pub(crate) fn next_dirty(&mut self) -> Option<usize> {
-        while let Some(id) = self.dirty.pop() {
-            if let Some(slot) = self.slot_of(id)
-                && let Some(link) = self.slots[slot].as_deref_mut()
-            {
-                link.dirty = false;
+    /// Whether a connection is left with something to write that many are told.
+    pub(crate) fn has_many(&self) -> bool {
+        !self.of_many.is_empty()
+    }
+
+    /// A connection with something to write that is for it alone, or to end.
+    pub(crate) fn next_own(&mut self) -> Option<usize> {
+        while let Some(id) = self.own.pop_front() {
+            if let Some(slot) = self.begins(id) {
                 return Some(slot);
             }
         }
         None
     }
 
+    /// A connection with something to write that many are told. Whoever drives this writes a few of them and looks
+    /// then what has come: an answer does not wait until thousands have heard the news before it, and what many
+    /// are told meanwhile leaves with what still waits for them.
+    pub(crate) fn next_of_many(&mut self) -> Option<usize> {
+        while let Some(id) = self.of_many.pop_front() {
+            if let Some(slot) = self.begins(id) {
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    /// A link whose turn has come, if it is still there.
+    fn begins(&mut self, id: LinkId) -> Option<usize> {
+        let slot = self.slot_of(id)?;
+        self.slots[slot].as_deref_mut()?.dirty = false;
+        Some(slot)
+    }
+
     /// Puts a connection among those to be written: it can take bytes again.
     pub(crate) fn writable(&mut self, slot: usize) {
-        self.touch(slot);
+        self.touch_in_turn(slot);
     }
 
     /// How many pieces are to be written on this connection.

@@ -31,6 +31,9 @@ use crate::state::time::Moment;
 const READ_BUDGET: usize = 64 * 1024;
 /// What one connection may write in one round.
 const WRITE_BUDGET: usize = 512 * 1024;
+/// How many connections one round writes with something of their own, and how many with what many are told: some
+/// hundred microseconds.
+const WRITES_MAX: usize = 64;
 /// How long a thread that must stop waits for its links.
 const STOP_WAIT: Duration = Duration::from_secs(1);
 /// How long nothing is accepted after the process ran out of descriptors.
@@ -288,6 +291,12 @@ impl IoThread {
                 self.note(event);
             }
             self.round();
+            if self.links.has_many() {
+                // On a machine that has more to do than it can, whoever reads, stores and answers would wait for a
+                // whole slice of time behind thousands of writes, each of which can take more along if it comes
+                // later.
+                self.rt.give_way();
+            }
         }
         self.links.end_all();
     }
@@ -337,12 +346,12 @@ impl IoThread {
         self.read_all();
         self.links.ring();
         self.take_orders();
-        self.write_all();
+        self.write_some();
         self.links.settle();
         if !self.links.orders().is_empty() {
             // What came has been answered on the spot.
             self.take_orders();
-            self.write_all();
+            self.write_some();
             self.links.settle();
         }
         self.apply();
@@ -530,15 +539,15 @@ impl IoThread {
 
     // ---- writing
 
-    fn write_all(&mut self) {
-        let mut later = Vec::new();
-        while let Some(slot) = self.links.next_dirty() {
-            if !self.write_one(slot) {
-                later.push(slot);
+    /// A part of what is to be written. The rest comes in the next round, which waits for nothing.
+    fn write_some(&mut self) {
+        for next in [Links::next_own, Links::next_of_many] {
+            for _ in 0..WRITES_MAX {
+                let Some(slot) = next(&mut self.links) else { break };
+                if !self.write_one(slot) {
+                    self.links.writable(slot);
+                }
             }
-        }
-        for slot in later {
-            self.links.writable(slot);
         }
     }
 

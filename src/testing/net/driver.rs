@@ -365,7 +365,7 @@ impl IoThread {
     }
 
     fn write_all(&mut self) {
-        while let Some(slot) = self.links.next_dirty() {
+        while let Some(slot) = self.links.next_own().or_else(|| self.links.next_of_many()) {
             self.write_one(slot);
         }
     }

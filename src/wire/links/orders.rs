@@ -218,21 +218,29 @@ impl Links {
         match joined {
             Some(all) if as_it_is && link.queue.live() + all.len() <= self.limits.queue_bytes => {
                 self.port.counts.deliveries.add(burst.len() as u64);
-                self.push(slot, Bytes::Shared(all.clone()), true);
+                self.put(slot, Bytes::Shared(all.clone()), true);
+                self.touch_in_turn(slot);
                 true
             }
-            _ => burst.iter().all(|frame| self.queue_frame(slot, frame, true)),
+            _ => burst.iter().all(|frame| self.queue_frame(slot, frame, true, Links::touch_in_turn)),
         }
     }
 
     pub(super) fn send(&mut self, slot: usize, frame: Frame, live: bool) {
-        if !self.queue_frame(slot, &Arc::new(frame), live) {
+        if !self.queue_frame(slot, &Arc::new(frame), live, Links::touch) {
             self.cut_slow(slot);
         }
     }
 
-    /// Queues a frame in the link's own encoding; false if its bound is reached.
-    pub(super) fn queue_frame(&mut self, slot: usize, frame: &Arc<Frame>, live: bool) -> bool {
+    /// Queues a frame in the link's own encoding, and has the link written when `touch` says; false if its bound is
+    /// reached.
+    pub(super) fn queue_frame(
+        &mut self,
+        slot: usize,
+        frame: &Arc<Frame>,
+        live: bool,
+        touch: fn(&mut Links, usize),
+    ) -> bool {
         let Some(link) = self.slots[slot].as_deref() else { return true };
         if live && link.queue.live() + frame.len() > self.limits.queue_bytes.max(frame.len()) {
             return false;
@@ -269,27 +277,41 @@ impl Links {
             }
         };
         self.port.counts.deliveries.add(1);
-        self.push(slot, bytes, live);
+        self.put(slot, bytes, live);
+        touch(self, slot);
         true
     }
 
     pub(super) fn push(&mut self, slot: usize, bytes: Bytes, live: bool) {
+        self.put(slot, bytes, live);
+        self.touch(slot);
+    }
+
+    /// Queues bytes. Whoever calls has the link written.
+    fn put(&mut self, slot: usize, bytes: Bytes, live: bool) {
         let now = self.now;
         let Some(link) = self.slots[slot].as_deref_mut() else { return };
         if link.queue.is_empty() {
             link.last_out = now;
         }
         link.queue.push(bytes, live);
-        self.touch(slot);
     }
 
-    /// Puts the link among those to be written.
+    /// Puts the link among those to be written before what many are told.
     pub(super) fn touch(&mut self, slot: usize) {
         if let Some(link) = self.slots[slot].as_deref_mut()
             && !std::mem::replace(&mut link.dirty, true)
         {
-            let id = link.id;
-            self.dirty.push(id);
+            self.own.push_back(link.id);
+        }
+    }
+
+    /// Puts the link behind all others that are to be written.
+    pub(super) fn touch_in_turn(&mut self, slot: usize) {
+        if let Some(link) = self.slots[slot].as_deref_mut()
+            && !std::mem::replace(&mut link.dirty, true)
+        {
+            self.of_many.push_back(link.id);
         }
     }
 

@@ -109,7 +109,7 @@ impl Bench {
         self.links.ring();
         self.links.take_orders(&mut Vec::new());
         let mut left = Vec::new();
-        while let Some(slot) = self.links.next_dirty() {
+        while let Some(slot) = self.links.next_own().or_else(|| self.links.next_of_many()) {
             if self.stalled.contains(&slot) {
                 self.links.flushed(slot, false);
                 left.push(slot);
@@ -159,6 +159,38 @@ impl Bench {
     fn is_closed(&self, slot: usize) -> bool {
         self.effects.contains(&Effect::Close(slot))
     }
+}
+
+#[test]
+fn an_answer_leaves_before_what_many_are_told_and_news_with_what_still_waits() {
+    let mut bench = Bench::new(Limits::default(), 16);
+    let mut group = bench.doors.group();
+    let many: Vec<usize> = (0..3)
+        .map(|_| bench.websocket())
+        .map(|(slot, link)| {
+            group.join(&link);
+            slot
+        })
+        .collect();
+    let asks = bench.connect();
+    bench.feed(asks, "GET /never HTTP/1.1\nHost: a\n\n");
+    let answer = |bench: &Bench| bench.kept.try_recv().unwrap().answer(Response::new(204));
+    group.fanout(Frame::text("1"));
+    answer(&bench);
+    bench.links.take_orders(&mut Vec::new());
+    assert_eq!(bench.links.next_own(), Some(asks), "though it was ordered last");
+    assert_eq!(bench.links.next_own(), None);
+    assert_eq!(bench.links.next_of_many(), Some(many[0]));
+    bench.links.wrote(many[0], 3);
+    // The driver looks what has come before it writes to all others.
+    assert!(bench.links.has_many());
+    group.fanout(Frame::text("2"));
+    bench.links.take_orders(&mut Vec::new());
+    let turns: Vec<_> = std::iter::from_fn(|| bench.links.next_of_many()).collect();
+    assert_eq!(turns, [many[1], many[2], many[0]], "in turn: whoever has had one piece comes last");
+    let pieces: Vec<_> = turns.iter().map(|slot| bench.links.pieces(*slot)).collect();
+    assert_eq!(pieces, [2, 2, 1]);
+    assert!(!bench.links.has_many());
 }
 
 #[test]

@@ -98,7 +98,7 @@ impl Links {
             (Incoming::Head(_), _) => self.refuse(slot, SLOW_HEAD),
             (Incoming::Whole(_), _) => self.refuse(slot, SLOW_BODY),
             (_, Outgoing::Chunks { events: true, .. }) => {
-                self.queue_frame(slot, &Frame::chunk(sse::HEARTBEAT).into(), true);
+                self.queue_frame(slot, &Frame::chunk(sse::HEARTBEAT).into(), true, Links::touch_in_turn);
             }
             (_, Outgoing::WebSocket { closed: true, .. }) => self.end(slot, false),
             (_, Outgoing::WebSocket { .. }) if link.last_in + limits.heartbeat * 3 <= now => {
@@ -156,7 +156,7 @@ impl Links {
         }
         link.good_until = Moment::NEVER;
         if let Outgoing::Chunks { events: true, .. } = link.outgoing {
-            self.queue_frame(slot, &Frame::chunk(EXPIRED).into(), false);
+            self.queue_frame(slot, &Frame::chunk(EXPIRED).into(), false, Links::touch);
         }
         self.close(slot, close::EXPIRED, "auth".into());
         true
@@ -193,7 +193,8 @@ impl Links {
         if let Outgoing::Chunks { events: true, .. } = link.outgoing {
             // Not all at the same moment again: each client waits a while of its own.
             let wait = 500 + (spread(self.now.0, slot as u64) * 2_500.0) as u64;
-            self.queue_frame(slot, &Frame::chunk(&sse::retry(Duration::from_millis(wait))).into(), false);
+            let retry = Frame::chunk(&sse::retry(Duration::from_millis(wait)));
+            self.queue_frame(slot, &retry.into(), false, Links::touch);
         }
         self.close(slot, close::RESTART, "the server restarts".into());
     }
