@@ -30,7 +30,7 @@ use crate::wire::{Closing, Doors, LinkHandle, Outlet};
 
 use super::reader::{Hand, Pool};
 use super::visits::{Caller, Visit, Visits};
-use super::worker::{Bounds, Crew, Refused, Worker};
+use super::worker::{Bounds, Crew, Inbox, Refused, Worker};
 
 mod carried;
 mod courier;
@@ -451,6 +451,8 @@ struct Shared {
     rows: rows::Rows,
     desk: Desk,
     shards: Shards,
+    /// What happens on links of followers, room by room.
+    outlets: Vec<Outlet>,
     numbers: Arc<AtomicU64>,
     cursors: Arc<durable::Cursors>,
     stopped: AtomicBool,
@@ -579,6 +581,7 @@ impl StreamsEngine {
         let (keeper, _) = Worker::spawn(crew, "streams-keeper", Bounds::of(16), |inbox| {
             Keeper::new(desk.clone(), inbox.clone(), replica, limits)
         })?;
+        let outlets = shards.rooms.iter().map(outlet_of).collect();
         let shared = Shared {
             rt: rt.clone(),
             replica,
@@ -587,6 +590,7 @@ impl StreamsEngine {
             rows: rows::Rows::new(rt.hasher()),
             desk,
             shards,
+            outlets,
             numbers,
             cursors,
             stopped: AtomicBool::new(false),
@@ -635,6 +639,17 @@ fn subscribe(bus: &dyn Bus, shards: &Shards, flags: Vec<Arc<AtomicBool>>, names:
         if gone { Delivery::Gone } else { Delivery::Taken }
     };
     bus.subscribe(Topic::Stream, Box::new(sink));
+}
+
+/// Where links tell a room what happens to them.
+fn outlet_of(room: &Inbox<Message>) -> Outlet {
+    let inbox = room.clone();
+    Outlet::new(move |batch| match inbox.try_data(Message::Links(batch)) {
+        Ok(()) => Ok(()),
+        Err(Refused::Full(Message::Links(batch))) => Err(batch),
+        // Ended: nobody is left to hear.
+        Err(_) => Ok(()),
+    })
 }
 
 /// Ends leases until there is none left to end.
@@ -1208,15 +1223,9 @@ impl Streams {
         self.to_room(stream, Message::Serve { stream, tag, link })
     }
 
-    /// Where the links of a stream's followers tell what happens to them.
+    /// Where the links of a stream's followers tell what happens to them: one for all of a room.
     pub fn outlet(&self, stream: Uuid) -> Outlet {
-        let inbox = self.shared.shards.of(stream).clone();
-        Outlet::new(move |batch| match inbox.try_data(Message::Links(batch)) {
-            Ok(()) => Ok(()),
-            Err(Refused::Full(Message::Links(batch))) => Err(batch),
-            // Ended: nobody is left to hear.
-            Err(_) => Ok(()),
-        })
+        self.shared.outlets[self.shared.shards.index(stream)].clone()
     }
 
     /// Gives what goes on in the streams that are followed or produced on this replica, in no order.

@@ -16,7 +16,8 @@ struct Outbox {
     bytes: usize,
     /// Whether the room had no place last time.
     stuck: bool,
-    /// Links that are not read until the room takes the batch.
+    /// Links that are not read until the room takes the batch: those of its events so far, each as often as it has
+    /// any.
     parked: Vec<LinkId>,
 }
 
@@ -82,12 +83,9 @@ impl Outboxes {
                 one.batch = batch;
                 delivered.full += u64::from(!one.stuck);
                 one.stuck = true;
-                for event in &one.batch {
-                    if !one.parked.contains(&event.link) {
-                        one.parked.push(event.link);
-                        delivered.park.push(event.link);
-                    }
-                }
+                let new = one.batch[one.parked.len()..].iter().map(|event| event.link);
+                delivered.park.extend(new.clone());
+                one.parked.extend(new);
                 true
             }
         });
