@@ -63,6 +63,8 @@ const BODY_MAX: usize = 1024 * 1024;
 pub struct Route {
     method: Method,
     pattern: String,
+    /// How much of the pattern is before its first parameter: what most paths do not begin with.
+    front: usize,
     segments: Vec<Segment>,
     about: String,
     need: Need,
@@ -93,6 +95,7 @@ impl Route {
         Route {
             method,
             pattern: pattern.to_owned(),
+            front: pattern.find('{').unwrap_or(pattern.len()),
             segments,
             about: String::new(),
             need: Need::Anybody,
@@ -397,7 +400,10 @@ impl Router {
     /// stream under a word that is another route's is told that the name is reserved, not that the method is.
     fn find(&self, path: &str, method: Method) -> Option<(&[usize], Params)> {
         let segments: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
-        let fitting = self.places.iter().filter(|place| self.routes[place[0]].walk(&segments, |_, _| {}));
+        let fits = |route: &Route| {
+            path.starts_with(&route.pattern[..route.front]) && route.walk(&segments, |_, _| {})
+        };
+        let fitting = self.places.iter().filter(|place| fits(&self.routes[place[0]]));
         let best = fitting.max_by_key(|place| {
             let route = &self.routes[place[0]];
             let knows = self.at(place, method).is_some();

@@ -360,7 +360,8 @@ impl IoThread {
     // ---- accepting
 
     fn accept_all(&mut self) {
-        if self.listeners.is_empty() || self.rt.now() < self.accept_from {
+        let waiting = self.listeners.iter().any(|listener| listener.acceptable);
+        if !(waiting || self.links.is_draining()) || self.rt.now() < self.accept_from {
             return;
         }
         for at in 0..self.listeners.len() {
