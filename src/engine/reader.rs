@@ -6,9 +6,11 @@
 //!
 //! A writer runs everything that waits as one group ([`StreamStore::group`]): one sync to disk for all of
 //! it. Only then does anybody hear that it was written. If one of them fails, which is rare, the group leaves
-//! nothing behind, and each is done again by itself.
+//! nothing behind, and each is done again by itself. Where a store has a log ahead of its tables, a thread of its own
+//! takes the rows there, so that no writer has to stop for it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::worker::{Bounds, Crew, Inbox, Refused, Room, Worker};
@@ -91,13 +93,21 @@ impl Pool {
     ) -> crate::Result<(Vec<Worker>, Pool)> {
         let mut workers = Vec::new();
         let mut inboxes = Vec::new();
+        let mut settler = None;
+        if hand == Hand::Writes && stores.writes_ahead() {
+            let (thread, pool) = Pool::start(crew, "settler", Hand::Reads, 1, stores)?;
+            workers.extend(thread);
+            settler = Some(Settler { pool, asked: Arc::default() });
+        }
         let jobs_max = match hand {
             Hand::Reads => READS_MAX,
             Hand::Writes => WRITES_MAX,
         };
         for n in 0..threads.max(1) {
+            let settler = settler.clone();
             let (worker, inbox) = Worker::spawn(crew, format!("{name}-{n}"), Bounds::of(jobs_max), |_| {
-                Clerk { hand, rt: crew.rt().clone(), stores: stores.clone(), store: None, settle_at: None }
+                let (rt, stores) = (crew.rt().clone(), stores.clone());
+                Clerk { hand, rt, stores, store: None, settler, settle_at: None }
             })?;
             workers.push(worker);
             inboxes.push(inbox);
@@ -143,8 +153,37 @@ struct Clerk {
     stores: Arc<dyn Stores>,
     /// None until the store was reached.
     store: Option<Box<dyn StreamStore>>,
+    settler: Option<Settler>,
     /// When what only a log has is given its place, unless more comes before.
     settle_at: Option<Moment>,
+}
+
+/// Who gives what only a log has its place in the tables, while writers write.
+#[derive(Clone)]
+struct Settler {
+    pool: Pool,
+    /// Whether it was asked and is not through: it takes all that waits when it begins.
+    asked: Arc<AtomicBool>,
+}
+
+impl Settler {
+    fn ask(&self) {
+        if self.asked.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let asked = self.asked.clone();
+        let done = move |settled| {
+            asked.store(false, Ordering::Release);
+            say(settled);
+        };
+        self.pool.ask(0, |store| store.settle(), done);
+    }
+}
+
+fn say(settled: Result<(), StoreError>) {
+    if let Err(error) = settled {
+        log::warn!("what was logged is not in the tables yet error={error}");
+    }
 }
 
 impl Clerk {
@@ -163,10 +202,8 @@ impl Clerk {
 
     fn settle(&mut self) {
         self.settle_at = None;
-        if let Some(store) = &mut self.store
-            && let Err(error) = store.settle()
-        {
-            log::warn!("what was logged is not in the tables yet error={error}");
+        if let Some(store) = &mut self.store {
+            say(store.settle());
         }
     }
 }
@@ -184,6 +221,11 @@ impl Room for Clerk {
         let fate = self.do_all(inbox);
         for job in inbox.drain(..) {
             job.0.settle(fate.clone());
+        }
+        if let (Some(settler), Some(store)) = (&self.settler, &self.store)
+            && store.is_far_ahead()
+        {
+            settler.ask();
         }
         let is_ahead = self.store.as_ref().is_some_and(|store| store.is_ahead());
         self.settle_at = (self.hand == Hand::Writes && is_ahead).then(|| now + QUIET);

@@ -2,18 +2,21 @@
 //!
 //! Through SQL each append writes a page of messages, a page of their index and a page of streams, and a group to
 //! sixteen streams thirty pages. Here it is a record at the end of a [log](log::Log), which a group writes and
-//! syncs once; the rows follow, many streams' and many messages of each, in one transaction.
+//! syncs once, without a word to the database. The rows follow, many streams' and many messages of each, in one
+//! transaction, which whoever has time for it does while the next groups write to the other file of the log.
 //!
-//! Invariant: a stream's history is what the tables hold and then what waits here, without a gap. For both
-//! ways of writing hold the database's one write lock (`BEGIN IMMEDIATE`), and whoever writes anything but a
-//! plain append brings what waits into the tables first, in its own transaction. A row waits here from when
-//! its record is synced until after the transaction that brought it was committed, so readers look here first and
-//! then into the tables: what has left meanwhile is there. A row whose position the tables know is theirs.
+//! Invariant: a stream's history is what the tables hold and then what waits here, without a gap. For whoever writes to
+//! streams holds the lock of the log's first file meanwhile, and whoever writes anything but a plain append brings
+//! what waits into the tables first, in its own transaction. To bring alone needs no such lock: it changes nothing
+//! that is known of a stream. A row waits here from when its record is synced until after a transaction that
+//! brought it was committed, so readers look here first and then into the tables: what has left meanwhile is there. A
+//! row whose position the tables know is theirs.
 
 mod log;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,18 +28,19 @@ use super::sqlite::Clock;
 use super::streams::{Address, Append, Appended, Expiry, MessageRow, StreamRow};
 use crate::rt::Lock;
 
-/// How many rows wait before they are brought into the tables: enough that a stream's pages are written once for
-/// many of its messages, and so few that it takes some milliseconds.
-const ROWS_MAX: usize = 1_024;
-/// The same in bytes of content.
-const BYTES_MAX: usize = 1024 * 1024;
+/// How many rows a file of the log takes before the other is written to: enough that a stream's pages are written once
+/// for many of its messages, and so few that it takes some milliseconds. If the other's are not in the tables by
+/// then, a group brings them.
+const ROWS_MAX: usize = 2_048;
+/// The same in bytes.
+const BYTES_MAX: u64 = 2 * 1024 * 1024;
 /// Larger appends go into the tables at once: to write them twice would cost more than it saves.
 const APPEND_MAX: usize = 32 * 1024;
 /// How many streams a writer remembers.
 const TAILS_MAX: usize = 4_096;
 
-/// The name of the log in a data directory.
-pub(super) const FILE: &str = "streams.ahead";
+/// The names of the log's files in a data directory.
+pub(super) const FILES: [&str; 2] = ["streams.ahead", "streams.ahead-2"];
 
 /// A message that is logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +56,8 @@ pub(super) type Waiting = BTreeMap<Uuid, Vec<Logged>>;
 /// What waits, for all connections of one store.
 pub(super) struct Ahead {
     clock: Clock,
+    /// The file whose lock is held by who writes.
+    lock: PathBuf,
     /// Rises with every write that is no plain append, inside its transaction: what is remembered of streams
     /// may be wrong then.
     version: AtomicU64,
@@ -63,8 +69,17 @@ struct Shared {
     log: Option<Log>,
     waiting: Waiting,
     names: HashMap<String, Uuid>,
-    rows: usize,
-    bytes: usize,
+    /// What waits because of the file that is not written to, stream by stream up to a position.
+    behind: Brought,
+}
+
+/// Streams, and up to which position they are in the tables.
+pub(super) type Brought = Vec<(Uuid, u64)>;
+
+/// Up to where all of this goes.
+pub(super) fn ends(waiting: &Waiting) -> Brought {
+    let last = |(stream, rows): (&Uuid, &Vec<Logged>)| Some((*stream, rows.last()?.row.pos));
+    waiting.iter().filter_map(last).collect()
 }
 
 impl Ahead {
@@ -75,7 +90,7 @@ impl Ahead {
         clock: Clock,
         bring: impl FnOnce(&Waiting) -> Result<(), StoreError>,
     ) -> Result<Ahead, StoreError> {
-        let (log, left) = Log::open(&directory.join(FILE))?;
+        let (log, left) = Log::open(directory)?;
         let mut waiting = Waiting::new();
         for logged in left {
             waiting.entry(logged.stream).or_default().push(logged);
@@ -84,8 +99,9 @@ impl Ahead {
             bring(&waiting)?;
         }
         let log = Some(log.emptied()?);
-        let shared = Shared { log, waiting: Waiting::new(), names: HashMap::new(), rows: 0, bytes: 0 };
-        Ok(Ahead { clock, version: AtomicU64::new(0), shared: Lock::new(shared) })
+        let shared = Shared { log, waiting: Waiting::new(), names: HashMap::new(), behind: Vec::new() };
+        let lock = directory.join(FILES[0]);
+        Ok(Ahead { clock, lock, version: AtomicU64::new(0), shared: Lock::new(shared) })
     }
 
     /// Everything that waits.
@@ -105,29 +121,29 @@ impl Ahead {
 
     /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.shared.lock().rows == 0
+        self.shared.lock().waiting.is_empty()
     }
 
-    fn is_full(&self) -> bool {
-        let shared = self.shared.lock();
-        shared.rows >= ROWS_MAX || shared.bytes >= BYTES_MAX
+    /// Whether so much waits that whoever has time should bring it.
+    pub(super) fn is_much(&self) -> bool {
+        !self.shared.lock().behind.is_empty()
     }
 
     /// These are in the tables, for good.
-    fn forget(&self, brought: &[(Uuid, u64)]) {
+    pub(super) fn forget(&self, brought: &Brought) {
         let mut shared = self.shared.lock();
-        let shared = &mut *shared;
+        let Shared { waiting, names, behind, .. } = &mut *shared;
         for (stream, upto) in brought {
-            let Some(rows) = shared.waiting.get_mut(stream) else { continue };
+            let Some(rows) = waiting.get_mut(stream) else { continue };
             let gone = rows.iter().take_while(|logged| logged.row.pos <= *upto).count();
-            shared.rows -= gone;
-            shared.bytes -= rows.drain(..gone).map(|logged| logged.row.content.len()).sum::<usize>();
+            rows.drain(..gone);
             if rows.is_empty() {
-                shared.waiting.remove(stream);
+                waiting.remove(stream);
             }
         }
-        if shared.waiting.is_empty() {
-            shared.names.clear();
+        behind.retain(|(stream, upto)| waiting.get(stream).is_some_and(|rows| rows[0].row.pos <= *upto));
+        if waiting.is_empty() {
+            names.clear();
         }
     }
 }
@@ -156,6 +172,8 @@ pub(super) fn stand_among(row: &mut StreamRow, waiting: &Waiting) {
 /// One connection's way to write ahead.
 pub(super) struct Lead {
     ahead: Arc<Ahead>,
+    /// The file whose lock is held by who writes, opened by this connection alone.
+    lock: File,
     phase: Phase,
     /// Streams as they stand with everything that waits and is staged; true while `version` is the store's.
     tails: HashMap<Uuid, StreamRow>,
@@ -165,39 +183,56 @@ pub(super) struct Lead {
 
 /// What has been asked of a group so far.
 enum Phase {
-    /// There is none, or one whose log another group uses.
+    /// There is none.
     None,
     /// Nothing but plain appends: they are staged, and nothing was written by SQL.
     Logging { log: Log, staged: Vec<Logged> },
     /// Something else: what waited and was staged is in its transaction, up to these positions.
-    Tables { brought: Vec<(Uuid, u64)> },
+    Tables { brought: Brought },
 }
 
 impl Lead {
-    pub(super) fn new(ahead: Arc<Ahead>) -> Lead {
-        Lead { ahead, phase: Phase::None, tails: HashMap::new(), names: HashMap::new(), version: 0 }
+    pub(super) fn new(ahead: Arc<Ahead>) -> Result<Lead, StoreError> {
+        let lock = File::open(&ahead.lock).map_err(|error| unlocked("open", &ahead, &error))?;
+        let (tails, names) = (HashMap::new(), HashMap::new());
+        Ok(Lead { ahead, lock, phase: Phase::None, tails, names, version: 0 })
     }
 
     pub(super) fn ahead(&self) -> &Ahead {
         &self.ahead
     }
 
-    /// A group has begun, and with it the database's write lock is held. False if what waits has to be brought
-    /// into the tables first.
-    pub(super) fn begin(&mut self) -> bool {
-        let Some(mut log) = self.ahead.shared.lock().log.take() else { return true };
+    /// Waits until nobody else writes to streams. Whoever does holds it for no longer than a transaction takes.
+    pub(super) fn hold(&self) -> Result<(), StoreError> {
+        self.lock.lock().map_err(|error| unlocked("lock", &self.ahead, &error))
+    }
+
+    /// A group begins, which ends with [`Lead::ended`]. False if what waits has to be brought into the tables first.
+    pub(super) fn begin(&mut self) -> Result<bool, StoreError> {
+        self.hold()?;
+        let mut shared = self.ahead.shared.lock();
+        let Shared { log, waiting, behind, .. } = &mut *shared;
+        let Some(mut log) = log.take() else { return Ok(true) };
         let version = self.ahead.version.load(Ordering::SeqCst);
         if version != self.version || self.tails.len() > TAILS_MAX {
-            self.unlearn();
+            self.tails.clear();
+            self.names.clear();
             self.version = version;
         }
-        if self.ahead.is_empty() {
+        if waiting.is_empty() {
             log.rewind();
         }
         // After a failure nobody knows what the log holds: it begins again once nothing waits.
-        let has_room = !self.ahead.is_full() && log.is_sound();
+        let (records, bytes) = log.size();
+        let is_full = records >= ROWS_MAX || bytes >= BYTES_MAX;
+        let turns = is_full && log.is_sound() && behind.is_empty();
+        if turns {
+            *behind = ends(waiting);
+            log.turn();
+        }
+        let has_room = log.is_sound() && (turns || !is_full);
         self.phase = Phase::Logging { log, staged: Vec::new() };
-        has_room
+        Ok(has_room)
     }
 
     fn unlearn(&mut self) {
@@ -233,10 +268,9 @@ impl Lead {
         self.id_of(at).is_some_and(|id| self.tails.contains_key(&id))
     }
 
-    /// Remembers a stream as the tables have it.
-    pub(super) fn learn(&mut self, mut row: StreamRow) {
-        let waiting = self.ahead.of(&Address::Id(row.id));
-        stand(&mut row, &waiting);
+    /// Remembers a stream as the tables have it, and what waited for it before they were asked.
+    pub(super) fn learn(&mut self, mut row: StreamRow, waiting: &[Logged]) {
+        stand(&mut row, waiting);
         self.names.insert(row.name.clone(), row.id);
         self.tails.insert(row.id, row);
     }
@@ -304,11 +338,7 @@ impl Lead {
         };
         self.unlearn();
         let mut waiting = self.ahead.all();
-        let brought = |waiting: &Waiting| {
-            let last = |(stream, rows): (&Uuid, &Vec<Logged>)| Some((*stream, rows.last()?.row.pos));
-            waiting.iter().filter_map(last).collect()
-        };
-        self.phase = Phase::Tables { brought: brought(&waiting) };
+        self.phase = Phase::Tables { brought: ends(&waiting) };
         for logged in staged {
             waiting.entry(logged.stream).or_default().push(logged);
         }
@@ -345,8 +375,6 @@ impl Lead {
             self.version += 1;
         }
         for logged in staged {
-            shared.rows += 1;
-            shared.bytes += logged.row.content.len();
             let stream = logged.stream;
             let rows = shared.waiting.entry(stream).or_default();
             if rows.is_empty()
@@ -359,12 +387,24 @@ impl Lead {
         Ok(())
     }
 
-    /// The transaction that brought rows has ended.
+    /// The group, or the transaction of a single write, has ended: others may write.
     pub(super) fn ended(&mut self, committed: bool) {
-        if let Phase::Tables { brought } = std::mem::replace(&mut self.phase, Phase::None)
-            && committed
-        {
-            self.ahead.forget(&brought);
+        match std::mem::replace(&mut self.phase, Phase::None) {
+            Phase::Tables { brought } if committed => self.ahead.forget(&brought),
+            Phase::Tables { .. } | Phase::None => {}
+            // Neither the log nor the tables took it.
+            Phase::Logging { mut log, .. } => {
+                log.drop_unwritten();
+                self.unlearn();
+                self.ahead.shared.lock().log = Some(log);
+            }
+        }
+        if let Err(error) = self.lock.unlock() {
+            ::log::error!("{}", unlocked("unlock", &self.ahead, &error));
         }
     }
+}
+
+fn unlocked(what: &str, ahead: &Ahead, error: &std::io::Error) -> StoreError {
+    StoreError::retry("io", format!("cannot {what} {}: {error}", ahead.lock.display()))
 }

@@ -54,6 +54,10 @@ pub trait Stores: Send + Sync {
     fn identity(&self) -> Identity;
     /// True when several processes may use it at once.
     fn is_shared(&self) -> bool;
+    /// True when appends may be durable before the tables have them: see [`StreamStore::settle`].
+    fn writes_ahead(&self) -> bool {
+        false
+    }
 }
 
 /// Tables made by a newer towpath: refused, because what it means by them is not known here.

@@ -15,7 +15,7 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql, params_from_iter};
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, Lead};
 use super::connection_rows::ConnectionRows;
 use super::metadata_rows::MetadataRows;
 use super::replica_rows::ReplicaRows;
@@ -172,7 +172,8 @@ impl Stores for SqliteStores {
             Where::Memory { .. } => None,
             Where::Directory { ahead, .. } => ahead.clone(),
         };
-        Ok(Box::new(StreamRows::new(self.database(&STREAMS)?, self.identity, ahead)))
+        let lead = ahead.map(Lead::new).transpose()?;
+        Ok(Box::new(StreamRows::new(self.database(&STREAMS)?, self.identity, lead)))
     }
 
     fn metadata(&self) -> Result<Box<dyn MetadataStore>, StoreError> {
@@ -189,6 +190,10 @@ impl Stores for SqliteStores {
 
     fn identity(&self) -> Identity {
         self.identity
+    }
+
+    fn writes_ahead(&self) -> bool {
+        matches!(self.place, Where::Directory { .. })
     }
 
     fn is_shared(&self) -> bool {

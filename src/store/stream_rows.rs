@@ -4,14 +4,13 @@
 //! of a message, an input, a producer or an answer happens under the same lock, in the same
 //! transaction. Locks are taken child before parent (a fork, then its source), so they cannot cross.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::ahead::{Ahead, Lead, Logged, Waiting, stand, stand_among};
+use super::ahead::{Lead, Logged, Waiting, ends, stand, stand_among};
 use super::sql::{Arg, Database, Mode, Row, Sql, args, labels_text};
 use super::streams::*;
 use super::{Identity, Labels, Store, StoreError};
@@ -47,7 +46,20 @@ pub(crate) struct StreamRows<D> {
     identity: Identity,
     /// How plain appends are written ahead of the tables, where they are.
     lead: Option<Lead>,
-    in_group: bool,
+    group: Group,
+}
+
+/// A group of a connection that writes ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Group {
+    /// There is none.
+    No,
+    /// Nothing was asked of the database but reads.
+    Ahead,
+    /// The database has a group as well.
+    Tables,
+    /// The database has none, because it could not begin one: nothing of this one stays.
+    Failed,
 }
 
 /// A row under its lock, and the time it was read at.
@@ -132,8 +144,8 @@ enum Op {
 }
 
 impl<D: Database> StreamRows<D> {
-    pub(crate) fn new(db: D, identity: Identity, ahead: Option<Arc<Ahead>>) -> StreamRows<D> {
-        StreamRows { db, identity, lead: ahead.map(Lead::new), in_group: false }
+    pub(crate) fn new(db: D, identity: Identity, lead: Option<Lead>) -> StreamRows<D> {
+        StreamRows { db, identity, lead, group: Group::No }
     }
 
     fn write<T>(
@@ -141,11 +153,21 @@ impl<D: Database> StreamRows<D> {
         work: impl FnOnce(&mut dyn Sql) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let Some(lead) = &mut self.lead else { return self.db.transact(Mode::Write, work) };
+        match self.group {
+            Group::No => lead.hold()?,
+            Group::Ahead => {
+                self.group = Group::Failed;
+                self.db.begin_group()?;
+                self.group = Group::Tables;
+            }
+            Group::Tables => {}
+            Group::Failed => return Err(StoreError::retry("undone", "an earlier call of the group failed")),
+        }
         let done = self.db.transact(Mode::Write, |sql| {
             bring(sql, &lead.leave())?;
             work(sql)
         });
-        if !self.in_group {
+        if self.group == Group::No {
             lead.ended(done.is_ok());
         }
         done
@@ -153,10 +175,21 @@ impl<D: Database> StreamRows<D> {
 
     /// Brings into the tables what waits, if anything does.
     fn bring_all(&mut self) -> Result<(), StoreError> {
-        match &self.lead {
-            Some(lead) if lead.has_staged() || !lead.ahead().is_empty() => self.write(|_| Ok(())),
-            _ => Ok(()),
+        let Some(lead) = &self.lead else { return Ok(()) };
+        let ahead = lead.ahead();
+        if !lead.has_staged() && ahead.is_empty() {
+            return Ok(());
         }
+        if self.group != Group::No {
+            return self.write(|_| Ok(()));
+        }
+        // Others may log meanwhile: what is brought is the same whoever brings it.
+        let brought = self.db.transact(Mode::Write, |sql| {
+            let waiting = ahead.all();
+            bring(sql, &waiting).map(|()| ends(&waiting))
+        })?;
+        ahead.forget(&brought);
+        Ok(())
     }
 
     /// Before a read: what this group appended has to be where the read looks.
@@ -183,8 +216,9 @@ impl<D: Database> StreamRows<D> {
     fn append_ahead(&mut self, at: &Address, append: &Append) -> Result<Option<Appended>, StoreError> {
         let Some(lead) = self.lead.as_mut().filter(|lead| lead.takes(append)) else { return Ok(None) };
         if !lead.knows(at) {
-            match self.db.transact(Mode::Write, |sql| fetch(sql, at))? {
-                Some(locked) => lead.learn(locked.row),
+            let waiting = lead.ahead().of(at);
+            match self.db.transact(Mode::Read, |sql| fetch(sql, at))? {
+                Some(locked) => lead.learn(locked.row, &waiting),
                 None => return Ok(None),
             }
         }
@@ -453,17 +487,10 @@ pub(super) fn bring(sql: &mut dyn Sql, waiting: &Waiting) -> Result<(), StoreErr
                 );
                 break;
             }
-            let at = Place { id: row.id, pos: row.pos };
-            insert_row(
-                sql,
-                *stream,
-                *generation,
-                at,
-                row.kind,
-                row.role.as_deref(),
-                &row.content,
-                None,
-                row.at,
+            let (kind, role) = (kind_number(row.kind), row.role.as_deref());
+            sql.execute(
+                BROUGHT,
+                args![*stream, row.id, row.pos, *generation, kind, role, &*row.content, row.at],
             )?;
             (pos, last_msg) = (row.pos, row.id);
             bytes += row.content.len() as u64;
@@ -476,6 +503,10 @@ pub(super) fn bring(sql: &mut dyn Sql, waiting: &Waiting) -> Result<(), StoreErr
     }
     Ok(())
 }
+
+/// A message that stands for no parts, as those are which were written ahead.
+const BROUGHT: &str = "INSERT INTO messages (stream_id, id, pos, gen, kind, role, content, ts) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
 /// What appending changes of a row.
 const APPENDED: &str = "UPDATE streams SET pos = ?2, history_pos = ?3, last_msg = ?4, bytes = ?5, oldest_at = ?6, \
@@ -1655,23 +1686,28 @@ impl<D: Database> StreamStore for StreamRows<D> {
     }
 
     fn group(&mut self, work: &mut dyn FnMut(&mut dyn StreamStore)) -> Result<Grouped, StoreError> {
-        self.db.begin_group()?;
-        self.in_group = true;
-        if let Some(lead) = &mut self.lead
-            && !lead.begin()
-            && let Err(error) = self.write(|_| Ok(()))
-        {
+        let Some(lead) = &mut self.lead else {
+            self.db.begin_group()?;
+            work(self);
+            return self.db.end_group();
+        };
+        let has_room = lead.begin()?;
+        self.group = Group::Ahead;
+        if !has_room && let Err(error) = self.write(|_| Ok(())) {
             log::warn!("what was written ahead does not get into the tables error={error}");
         }
         work(self);
-        let stands = self.db.group_stands();
+        let stands = self.group != Group::Failed && self.db.group_stands();
         if let Some(Err(error)) = self.lead.as_mut().map(|lead| lead.log(stands)) {
             log::warn!("appends go into the tables at once error={error}");
             // A failure of this one is the group's.
             let _ = self.write(|_| Ok(()));
         }
-        self.in_group = false;
-        let fate = self.db.end_group();
+        let fate = match std::mem::replace(&mut self.group, Group::No) {
+            Group::Failed => Ok(Grouped::Undone),
+            Group::Tables => self.db.end_group(),
+            Group::Ahead | Group::No => Ok(Grouped::Durable),
+        };
         if let Some(lead) = &mut self.lead {
             lead.ended(fate == Ok(Grouped::Durable));
         }
@@ -1680,6 +1716,10 @@ impl<D: Database> StreamStore for StreamRows<D> {
 
     fn is_ahead(&self) -> bool {
         self.lead.as_ref().is_some_and(|lead| !lead.ahead().is_empty())
+    }
+
+    fn is_far_ahead(&self) -> bool {
+        self.lead.as_ref().is_some_and(|lead| lead.ahead().is_much())
     }
 
     fn settle(&mut self) -> Result<(), StoreError> {

@@ -699,7 +699,13 @@ pub trait StreamStore: Store {
         false
     }
 
-    /// There is time: what only a log has goes into the tables.
+    /// Whether so many wait that somebody should call [`settle`](StreamStore::settle) now, on another connection: writes
+    /// here go on meanwhile.
+    fn is_far_ahead(&self) -> bool {
+        false
+    }
+
+    /// What only a log has goes into the tables.
     fn settle(&mut self) -> Result<(), StoreError> {
         Ok(())
     }

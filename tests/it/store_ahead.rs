@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use towpath::state::stream::Status;
@@ -326,20 +326,100 @@ fn a_log_that_is_older_than_the_tables_brings_nothing_twice() {
 
 #[test]
 fn what_waits_is_brought_into_the_tables_before_it_is_much() {
+    for somebody_settles in [true, false] {
+        let directory = tempfile::tempdir().expect("a temporary folder");
+        let stores = open(directory.path());
+        let mut store = InGroups(stores.streams().expect("opens"));
+        let mut other = stores.streams().expect("opens");
+        make(&mut store, "a");
+        let (mut most, mut asked) = (0, 0);
+        let size = |file: &str| std::fs::metadata(directory.path().join(file)).expect("there").len();
+        for n in 0..9_000 {
+            store.append(&name("a"), &said(&n.to_string())).expect("appended");
+            most = most.max(size("streams.ahead")).max(size("streams.ahead-2"));
+            if somebody_settles && store.0.is_far_ahead() {
+                other.settle().expect("settled");
+                asked += 1;
+            }
+        }
+        // Without anybody, whoever appends does it, later.
+        assert!(in_tables(directory.path()) >= if somebody_settles { 8_192 } else { 4_096 });
+        assert_eq!(asked, if somebody_settles { 4 } else { 0 });
+        assert!(most < 200 * 1024, "the log goes on from its beginning, and has {most} bytes");
+        let read = CatchUp { after: 8_990, upto: None, bytes_max: 1 << 20 };
+        let all = store.catch_up(&name("a"), read).expect("read");
+        assert!(matches!(all, Found::Here(page) if page.messages.len() == 10));
+    }
+}
+
+#[test]
+fn appends_go_on_while_somebody_settles_and_a_kill_at_any_moment_loses_none() {
+    const GROUPS: u64 = 600;
     let directory = tempfile::tempdir().expect("a temporary folder");
     let stores = open(directory.path());
-    let mut store = InGroups(stores.streams().expect("opens"));
-    make(&mut store, "a");
-    let mut most = 0;
-    for n in 0..3_000 {
-        store.append(&name("a"), &said(&n.to_string())).expect("appended");
-        most = most.max(std::fs::metadata(directory.path().join("streams.ahead")).expect("there").len());
+    let mut store = stores.streams().expect("opens");
+    for stream in ["a", "b", "c"] {
+        make(&mut *store, stream);
     }
-    assert!(in_tables(directory.path()) >= 2_000);
-    assert!(most < 200 * 1024, "the log goes on from its beginning, and has {most} bytes");
-    let all =
-        store.catch_up(&name("a"), CatchUp { after: 2_990, upto: None, bytes_max: 1 << 20 }).expect("read");
-    assert!(matches!(all, Found::Here(page) if page.messages.len() == 10));
+    let over = AtomicBool::new(false);
+    let copies = tempfile::tempdir().expect("a temporary folder");
+    let acknowledged = std::thread::scope(|scope| {
+        let (stores, over) = (&stores, &over);
+        scope.spawn(move || {
+            let mut store = stores.streams().expect("opens");
+            while !over.load(Ordering::Relaxed) {
+                store.settle().expect("settled");
+            }
+        });
+        let reader = scope.spawn(move || {
+            let mut store = stores.streams().expect("opens");
+            let mut seen = 0;
+            while !over.load(Ordering::Relaxed) {
+                let read = CatchUp { after: seen, upto: None, bytes_max: 1 << 20 };
+                let Found::Here(page) = store.catch_up(&name("a"), read).expect("read") else {
+                    panic!("it is there")
+                };
+                for message in &page.messages {
+                    assert_eq!(message.pos, seen + 1, "history has no gap, wherever it lies");
+                    seen += 1;
+                }
+            }
+        });
+        let mut acknowledged = Vec::new();
+        for n in 0..GROUPS {
+            let fate = store.group(&mut |store| {
+                for stream in ["a", "a", "b", "a", "c", "a", "a", "a"] {
+                    store.append(&name(stream), &said(&n.to_string())).expect("appended");
+                }
+            });
+            assert_eq!(fate.expect("logged"), Grouped::Durable);
+            if n.is_multiple_of(60) {
+                // What a kill would leave: the log's files first, as what leaves them is in the tables by then.
+                let copy = copies.path().join(n.to_string());
+                towpath::store::sqlite::backup::back_up(
+                    directory.path(),
+                    &copy,
+                    towpath::state::time::Wall(0),
+                )
+                .expect("copied");
+                acknowledged.push((copy, n + 1));
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        reader.join().expect("the reader saw no gap");
+        acknowledged
+    });
+    for (copy, groups) in acknowledged {
+        let restored = tempfile::tempdir().expect("a temporary folder");
+        let unpacked =
+            std::process::Command::new("tar").arg("-xf").arg(&copy).arg("-C").arg(restored.path()).status();
+        assert!(unpacked.expect("tar is there").success());
+        let mut store = open(restored.path()).streams().expect("opens");
+        for (stream, each) in [("a", 6), ("b", 1), ("c", 1)] {
+            let Found::Here(row) = store.get(&name(stream)).expect("read") else { panic!("it is there") };
+            assert_eq!(row.state.pos, each * groups, "stream {stream} after {groups} groups");
+        }
+    }
 }
 
 /// Numbers that are drawn the same each time.

@@ -1,11 +1,14 @@
-//! The log on disk: records one after the other, and the file from its beginning again once all of them are in
-//! the tables.
+//! The log on disk: two files, of which one is written to, record after record, while those of the other go into the
+//! tables; a file begins again once all of its records are there.
 //!
 //! A record is the length of its payload (u32), a checksum over what follows (CRC-32), the number of this round
-//! through the file (u64), and the payload; numbers are little-endian. Reading stops at the first record that
+//! through a file (u64), and the payload; numbers are little-endian. Reading a file stops at the first record that
 //! is cut, damaged or of another round: only what was never acknowledged is there, for records are synced in
-//! their order. What was read is emptied before anything new is written, so rounds need be told apart within one
-//! run only.
+//! their order. The file of the lower round is the older one. What was read is emptied before anything new is
+//! written, so rounds need be told apart within one run only.
+//!
+//! Invariant: a file whose last write failed holds, behind `end`, what nobody was told of. It is never left for the
+//! other: it begins again, so that this is overwritten or of an older round than what stands before it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -14,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::Logged;
+use super::{FILES, Logged};
 use crate::state::time::Wall;
 use crate::store::StoreError;
 use crate::store::streams::{Kind, MessageRow};
@@ -30,11 +33,15 @@ const NO_ROLE: u32 = u32::MAX;
 
 /// See the [module](self).
 pub(super) struct Log {
-    file: File,
-    path: PathBuf,
+    files: [File; 2],
+    directory: PathBuf,
+    /// Which of them is written to.
+    at: usize,
     round: u64,
     /// Where the next record goes.
     end: u64,
+    /// Records of this round.
+    records: usize,
     /// Records that are put and not written.
     unwritten: Vec<u8>,
     /// Set by a failed write, after which nobody knows what the file holds behind `end`.
@@ -42,36 +49,59 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Opens the file, which is made if it is not there, and reads what it holds.
-    pub(super) fn open(path: &Path) -> Result<(Log, Vec<Logged>), StoreError> {
-        let at = |error: io::Error| {
-            StoreError::fatal("cannot_open", format!("cannot open {}: {error}", path.display()))
-        };
-        let mut options = OpenOptions::new();
-        let mut file =
-            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(at)?;
-        if let Some(directory) = path.parent() {
+    /// Opens the files in a directory, which are made if they are not there, and reads what they hold.
+    pub(super) fn open(directory: &Path) -> Result<(Log, Vec<Logged>), StoreError> {
+        let mut rounds = Vec::new();
+        let mut open = |name: &str| {
+            let path = directory.join(name);
+            let at = |error: io::Error| {
+                StoreError::fatal("cannot_open", format!("cannot open {}: {error}", path.display()))
+            };
+            let mut options = OpenOptions::new();
+            let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            let mut file = options.open(&path).map_err(at)?;
             // That the file exists has to be as durable as what it holds.
             File::open(directory).and_then(|directory| directory.sync_all()).map_err(at)?;
-        }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(at)?;
-        let log = Log { file, path: path.to_owned(), round: 0, end: 0, unwritten: Vec::new(), failed: false };
-        Ok((log, read(&bytes)))
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).map_err(at)?;
+            rounds.extend(read(&bytes));
+            Ok(file)
+        };
+        let files = [open(FILES[0])?, open(FILES[1])?];
+        rounds.sort_by_key(|(round, _)| *round);
+        let left = rounds.into_iter().flat_map(|(_, records)| records).collect();
+        let (directory, unwritten) = (directory.to_owned(), Vec::new());
+        Ok((Log { files, directory, at: 0, round: 0, end: 0, records: 0, unwritten, failed: false }, left))
     }
 
     /// The same log with nothing in it.
     pub(super) fn emptied(self) -> Result<Log, StoreError> {
-        let emptied = self.file.set_len(0).and_then(|()| self.file.sync_all());
+        let emptied = self.files.iter().try_for_each(|file| file.set_len(0).and_then(|()| file.sync_all()));
         emptied.map_err(|error| self.refused(&error))?;
         Ok(self)
+    }
+
+    /// How much was written in this round: records, and their bytes.
+    pub(super) fn size(&self) -> (usize, u64) {
+        (self.records, self.end)
     }
 
     /// Everything in it is in the tables: it begins again.
     pub(super) fn rewind(&mut self) {
         if self.end > 0 || self.failed {
-            (self.round, self.end, self.failed) = (self.round + 1, 0, false);
+            self.begin_round();
         }
+    }
+
+    /// Everything in the other file is in the tables: what comes goes there, and this one is left as it is.
+    pub(super) fn turn(&mut self) {
+        debug_assert!(!self.failed, "what nobody was told of would stay");
+        self.at = 1 - self.at;
+        self.begin_round();
+    }
+
+    fn begin_round(&mut self) {
+        (self.round, self.end, self.records, self.failed) = (self.round + 1, 0, 0, false);
     }
 
     /// Whether what is written next would be found again.
@@ -101,6 +131,7 @@ impl Log {
         out.extend_from_slice(&row.content);
         let sum = crc32fast::hash(&out[begin + 8..]);
         out[begin + 4..begin + 8].copy_from_slice(&sum.to_le_bytes());
+        self.records += 1;
     }
 
     /// What was put is not to be written after all.
@@ -110,7 +141,8 @@ impl Log {
 
     /// Writes what was put, and waits until it is on the disk.
     pub(super) fn write(&mut self) -> Result<(), StoreError> {
-        let written = self.file.write_all_at(&self.unwritten, self.end).and_then(|()| self.file.sync_data());
+        let file = &self.files[self.at];
+        let written = file.write_all_at(&self.unwritten, self.end).and_then(|()| file.sync_data());
         match written {
             Ok(()) => self.end += self.unwritten.len() as u64,
             Err(_) => self.failed = true,
@@ -121,7 +153,7 @@ impl Log {
     }
 
     fn refused(&self, error: &io::Error) -> StoreError {
-        let text = format!("cannot write {}: {error}", self.path.display());
+        let text = format!("cannot write {}: {error}", self.directory.join(FILES[self.at]).display());
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::retry("full", text),
             _ => StoreError::retry("io", text),
@@ -129,11 +161,10 @@ impl Log {
     }
 }
 
-/// The records of the round that the file begins with.
-fn read(bytes: &[u8]) -> Vec<Logged> {
-    let mut found = Vec::new();
+/// The round that a file begins with, and its records; none if there are none.
+fn read(bytes: &[u8]) -> Option<(u64, Vec<Logged>)> {
+    let mut found: Option<(u64, Vec<Logged>)> = None;
     let mut rest = bytes;
-    let mut round = None;
     while let Some((head, behind)) = rest.split_first_chunk::<HEAD>() {
         let [length, sum] = [0, 4].map(|at| number(&head[at..at + 4]));
         let of = u64::from_le_bytes(std::array::from_fn(|i| head[8 + i]));
@@ -141,11 +172,11 @@ fn read(bytes: &[u8]) -> Vec<Logged> {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&head[8..]);
         hasher.update(payload);
-        if hasher.finalize() != sum || *round.get_or_insert(of) != of {
+        if hasher.finalize() != sum || found.as_ref().is_some_and(|(round, _)| *round != of) {
             break;
         }
         let Some(logged) = record(payload) else { break };
-        found.push(logged);
+        found.get_or_insert((of, Vec::new())).1.push(logged);
         rest = next;
     }
     found
@@ -206,28 +237,36 @@ mod tests {
         [message(1, None, b"one"), message(2, Some("user"), b""), message(3, Some(""), &[0xff; 300])]
     }
 
-    fn written(path: &Path, all: &[Logged]) -> Log {
-        let (mut log, _) = Log::open(path).expect("opens");
+    fn written(directory: &Path, all: &[Logged]) -> Log {
+        let (mut log, _) = Log::open(directory).expect("opens");
+        add(&mut log, all);
+        log
+    }
+
+    fn add(log: &mut Log, all: &[Logged]) {
         all.iter().for_each(|logged| log.put(logged));
         log.write().expect("written");
-        log
+    }
+
+    fn left(directory: &Path) -> Vec<Logged> {
+        Log::open(directory).expect("opens").1
     }
 
     #[test]
     fn what_was_written_is_read_again_wherever_the_last_record_is_cut() {
         let directory = tempfile::tempdir().expect("a folder");
-        let path = directory.path().join("log");
-        drop(written(&path, &three()));
-        assert_eq!(Log::open(&path).expect("opens").1, three());
-        let whole = std::fs::read(&path).expect("read");
+        drop(written(directory.path(), &three()));
+        assert_eq!(left(directory.path()), three());
+        let whole = std::fs::read(directory.path().join(FILES[0])).expect("read");
+        let found = |bytes: &[u8]| read(bytes).map_or(Vec::new(), |(_, records)| records);
         let two = whole.len() - (HEAD + FIXED + 300);
         for length in two..whole.len() {
-            assert_eq!(read(&whole[..length]), three()[..2], "cut at {length}");
+            assert_eq!(found(&whole[..length]), three()[..2], "cut at {length}");
         }
         for at in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x10;
-            let found = read(&damaged);
+            let found = found(&damaged);
             assert!(found.len() < 3 && found == three()[..found.len()], "damaged at {at}");
         }
     }
@@ -235,16 +274,28 @@ mod tests {
     #[test]
     fn what_an_earlier_round_left_behind_is_not_read() {
         let directory = tempfile::tempdir().expect("a folder");
-        let path = directory.path().join("log");
-        let mut log = written(&path, &three());
+        let mut log = written(directory.path(), &three());
         log.rewind();
         // As long as the first of the round before, whose second is behind it.
-        log.put(&message(9, None, b"new"));
-        log.write().expect("written");
+        add(&mut log, &[message(9, None, b"new")]);
         drop(log);
-        assert_eq!(Log::open(&path).expect("opens").1, [message(9, None, b"new")]);
-        let log = Log::open(&path).expect("opens").0.emptied().expect("emptied");
+        assert_eq!(left(directory.path()), [message(9, None, b"new")]);
+        let log = Log::open(directory.path()).expect("opens").0.emptied().expect("emptied");
         drop(log);
-        assert_eq!(Log::open(&path).expect("opens").1, []);
+        assert_eq!(left(directory.path()), []);
+    }
+
+    #[test]
+    fn the_older_file_is_read_first_whichever_it_is() {
+        let directory = tempfile::tempdir().expect("a folder");
+        let [one, two, three] = three();
+        let mut log = written(directory.path(), std::slice::from_ref(&one));
+        log.turn();
+        add(&mut log, std::slice::from_ref(&two));
+        assert_eq!(log.size(), (1, (HEAD + FIXED + 4) as u64));
+        assert_eq!(left(directory.path()), [one, two.clone()]);
+        log.turn();
+        add(&mut log, std::slice::from_ref(&three));
+        assert_eq!(left(directory.path()), [two, three], "the first is over");
     }
 }

@@ -60,9 +60,11 @@ pub fn back_up(data: &Path, file: &Path, now: Wall) -> Result<BackedUp, StoreErr
     let mut archive =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial).map_err(cannot)?;
     // Before the tables: what leaves the log meanwhile is in them.
-    let log = data.join(ahead::FILE);
-    if log.is_file() {
-        add(&mut archive, ahead::FILE, now, &log).map_err(cannot)?;
+    for name in ahead::FILES {
+        let log = data.join(name);
+        if log.is_file() {
+            add(&mut archive, name, now, &log).map_err(cannot)?;
+        }
     }
     let mut databases = Vec::new();
     for (name, needed) in FILES {
