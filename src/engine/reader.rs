@@ -17,6 +17,7 @@ use super::worker::{Bounds, Crew, Inbox, Refused, Room, Worker};
 use crate::rt::{Moment, Op, Rt};
 use crate::store::streams::Grouped;
 use crate::store::{StoreError, Stores, StreamStore};
+use crate::wire::Doors;
 
 /// How many writes wait for one thread before it is full; each may bring a megabyte.
 const WRITES_MAX: usize = 1_024;
@@ -80,7 +81,8 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// Starts `threads` threads called `<name>-0…`, each with a connection of its own.
+    /// Starts `threads` threads called `<name>-0…`, each with a connection of its own, whose answers leave through
+    /// `doors`.
     ///
     /// # Errors
     /// When there is no thread to have. A store that cannot be reached is tried again at each job.
@@ -90,12 +92,13 @@ impl Pool {
         hand: Hand,
         threads: usize,
         stores: &Arc<dyn Stores>,
+        doors: Option<&Doors>,
     ) -> crate::Result<(Vec<Worker>, Pool)> {
         let mut workers = Vec::new();
         let mut inboxes = Vec::new();
         let mut settler = None;
         if hand == Hand::Writes && stores.writes_ahead() {
-            let (thread, pool) = Pool::start(crew, "settler", Hand::Reads, 1, stores)?;
+            let (thread, pool) = Pool::start(crew, "settler", Hand::Reads, 1, stores, None)?;
             workers.extend(thread);
             settler = Some(Settler { pool, asked: Arc::default() });
         }
@@ -107,7 +110,7 @@ impl Pool {
             let settler = settler.clone();
             let (worker, inbox) = Worker::spawn(crew, format!("{name}-{n}"), Bounds::of(jobs_max), |_| {
                 let (rt, stores) = (crew.rt().clone(), stores.clone());
-                Clerk { hand, rt, stores, store: None, settler, settle_at: None }
+                Clerk { hand, rt, stores, store: None, settler, settle_at: None, doors: doors.cloned() }
             })?;
             workers.push(worker);
             inboxes.push(inbox);
@@ -156,6 +159,8 @@ struct Clerk {
     settler: Option<Settler>,
     /// When what only a log has is given its place, unless more comes before.
     settle_at: Option<Moment>,
+    /// Through which most answers leave.
+    doors: Option<Doors>,
 }
 
 /// Who gives what only a log has its place in the tables, while writers write.
@@ -219,9 +224,11 @@ impl Room for Clerk {
             return;
         }
         let fate = self.do_all(inbox);
+        let quietly = self.doors.as_ref().map(Doors::quietly);
         for job in inbox.drain(..) {
             job.0.settle(fate.clone());
         }
+        drop(quietly);
         if let (Some(settler), Some(store)) = (&self.settler, &self.store)
             && store.is_far_ahead()
         {

@@ -523,8 +523,9 @@ impl StreamsEngine {
         } = config;
         let numbers = Arc::new(AtomicU64::new(1));
         let cursors = Arc::new(durable::Cursors::default());
-        let (mut pools, readers) = Pool::start(crew, "reader", Hand::Reads, readers, &stores)?;
-        let (writing, writers) = Pool::start(crew, "writer", Hand::Writes, writers, &stores)?;
+        let (mut pools, readers) =
+            Pool::start(crew, "reader", Hand::Reads, readers, &stores, doors.as_ref())?;
+        let (writing, writers) = Pool::start(crew, "writer", Hand::Writes, writers, &stores, doors.as_ref())?;
         pools.extend(writing);
 
         let attended = Arc::new(Attended::default());

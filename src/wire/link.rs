@@ -344,6 +344,15 @@ impl Doors {
         Group { doors: self.clone(), parts }
     }
 
+    /// While this is held, an I/O thread that sleeps is not woken by what it is asked: it is when this is dropped, and
+    /// finds all of it. For whoever has many things to say at once: a thread that is woken by the first would take
+    /// the processor of who has the others, do that one thing and sleep again, and so for each of them.
+    #[must_use = "dropping it wakes the I/O threads"]
+    pub(crate) fn quietly(&self) -> Quietly<'_> {
+        let asleep = self.ports.iter().map(|port| port.claims_wake()).collect();
+        Quietly { doors: self, asleep }
+    }
+
     fn next_group(&self) -> GroupId {
         GroupId(self.groups.fetch_add(1, Ordering::Relaxed))
     }
@@ -379,6 +388,21 @@ impl Doors {
     /// Hands a dialed connection to an I/O thread, picked by its dial number.
     pub(crate) fn adopt(&self, adopted: super::Adopted) {
         self.send_errand(adopted.owner.tag as usize, Errand::Adopt(adopted));
+    }
+}
+
+/// See [`Doors::quietly`].
+pub(crate) struct Quietly<'a> {
+    doors: &'a Doors,
+    /// Which threads slept when it began.
+    asleep: Vec<bool>,
+}
+
+impl Drop for Quietly<'_> {
+    fn drop(&mut self) {
+        for (port, _) in self.doors.ports.iter().zip(&self.asleep).filter(|(_, asleep)| **asleep) {
+            port.wake();
+        }
     }
 }
 

@@ -196,9 +196,19 @@ impl Port {
     }
 
     pub(crate) fn rouse(&self) {
-        if !self.awake.swap(true, Ordering::SeqCst) {
+        if self.claims_wake() {
             (self.wake)();
         }
+    }
+
+    /// Whether the thread sleeps and whoever asked is the one to wake it: until then nobody else does.
+    pub(super) fn claims_wake(&self) -> bool {
+        !self.awake.swap(true, Ordering::SeqCst)
+    }
+
+    /// Wakes the thread, as was claimed.
+    pub(super) fn wake(&self) {
+        (self.wake)();
     }
 }
 

@@ -306,6 +306,8 @@ impl Room for StreamsRoom {
     type Message = Message;
 
     fn wake(&mut self, now: Moment, inbox: &mut Vec<Message>) {
+        let doors = self.around.doors.clone();
+        let _quietly = doors.as_ref().map(Doors::quietly);
         for message in inbox.drain(..) {
             self.handle(now, message);
         }

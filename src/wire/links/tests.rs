@@ -194,6 +194,36 @@ fn an_answer_leaves_before_what_many_are_told_and_news_with_what_still_waits() {
 }
 
 #[test]
+fn who_has_many_things_to_say_wakes_a_thread_once_and_when_all_is_said() {
+    let (rt, woken) = (Rt::real(), Arc::new(AtomicUsize::new(0)));
+    let count = woken.clone();
+    let (port, orders) = Port::new(&rt, move || _ = count.fetch_add(1, Ordering::Relaxed));
+    let doors = Doors::new(vec![port]);
+    let say = || doors.tell_all(|| Order::Drain(crate::wire::Drain { window: Duration::ZERO, draw: 0 }));
+    let woken = || woken.load(Ordering::Relaxed);
+    assert!(orders.may_sleep());
+    let quietly = doors.quietly();
+    say();
+    say();
+    assert_eq!(woken(), 0);
+    drop(quietly);
+    assert_eq!(woken(), 1);
+
+    // One that is up finds it by itself; one that goes to sleep meanwhile is woken by what comes then.
+    orders.woke();
+    let quietly = doors.quietly();
+    say();
+    assert!(!orders.may_sleep(), "there is something");
+    orders.take(&mut Vec::new());
+    assert!(orders.may_sleep());
+    assert_eq!(woken(), 1);
+    say();
+    assert_eq!(woken(), 2);
+    drop(quietly);
+    assert_eq!(woken(), 2);
+}
+
+#[test]
 fn a_head_that_takes_its_time_is_answered_408() {
     let mut bench = Bench::new(Limits::default(), 16);
     let slot = bench.connect();
