@@ -1,10 +1,12 @@
-//! The process is killed at random moments, and every append it acknowledged is there, once and in its place.
+//! The process is killed at random moments, or its disk refuses what it writes, and every append it acknowledged is
+//! there, once and in its place.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::effort::cycles;
-use crate::fault_receipts::{agent, start, through_kills};
+use crate::effort::{cycles, not_run};
+use crate::fault_receipts::{agent, look, start, through_kills};
+use crate::fault_spool::{strace, traced, until_free};
 
 /// How many append at once, each to a stream of its own.
 const WRITERS: usize = 4;
@@ -62,4 +64,74 @@ fn fault_every_append_outlives_a_kill_in_its_place() {
     }
     assert!(count > cycles, "only {count} appends in {cycles} cycles");
     println!("{count} appends through {cycles} kills");
+}
+
+/// Appends numbers one after the other to a stream until `enough` says so; which were acknowledged, and how many were
+/// refused.
+fn append(url: &str, stream: usize, mut enough: impl FnMut(u64, u16) -> bool) -> (Vec<u64>, u64) {
+    let (agent, path) = (agent(), format!("{url}/v1/stream/killed-{stream}"));
+    let (mut acknowledged, mut refused) = (Vec::new(), 0);
+    for number in 1.. {
+        let sent = agent.post(&path).header("content-type", "text/plain").send(format!("{number}\n"));
+        let status = sent.expect("it answers").status().as_u16();
+        match status {
+            204 => acknowledged.push(number),
+            // What became of it is not known: it may be there after all.
+            500 | 503 | 507 => refused += 1,
+            other => panic!("{other} to an append"),
+        }
+        if enough(number, status) {
+            break;
+        }
+    }
+    (acknowledged, refused)
+}
+
+#[test]
+fn fault_a_log_that_cannot_be_written_costs_no_append_and_a_full_disk_only_time() {
+    if !strace() {
+        return not_run("system calls that fail: needs strace (`make setup`) and leave to trace");
+    }
+    const LOG: [&str; 2] = ["streams.ahead", "streams.ahead-2"];
+    const DISK: [&str; 3] = ["streams.ahead", "streams.ahead-2", "streams.db-wal"];
+    let runs = cycles(6, 200);
+    let (mut kept, mut lost_time) = (0, 0);
+    for run in 0..runs {
+        let data = tempfile::tempdir().expect("a temporary folder");
+        // The stream is made while all is well.
+        let daemon = start(data.path());
+        let made = agent().put(format!("{}/v1/stream/killed-0", daemon.url));
+        made.header("content-type", "text/plain").send_empty().expect("the stream is made");
+        drop(daemon);
+        until_free(data.path());
+
+        let call = ["pwrite64", "fdatasync,fsync"][(run % 2) as usize];
+        let error = ["EIO", "ENOSPC"][(run / 2 % 2) as usize];
+        let full = run % 3 == 2;
+        // Behind what a start writes, and for a while.
+        let n = if full { 40 } else { 3 } + run * 7_919 % 17;
+        let when = if full { format!("{n}..{}", n + 30) } else { format!("{n}+") };
+        let files: &[&str] = if full { &DISK } else { &LOG };
+        let injection = format!("inject={call}:error={error}:when={when}");
+        let daemon = traced(data.path(), files, std::slice::from_ref(&injection));
+        let url = daemon.url.as_ref().expect("nothing failed at its start");
+        let mut well = 0;
+        let (acknowledged, refused) = append(url, 0, |number, status| {
+            well = if status == 204 { well + 1 } else { 0 };
+            assert!(number < 2_000, "appends are not taken again, with {injection}");
+            number >= 60 && well >= 40
+        });
+        assert!(full || refused == 0, "the tables took what the log did not, with {injection}");
+        assert_eq!(look(url, "/healthz").0, 200, "it lives, with {injection}");
+        drop(daemon);
+        until_free(data.path());
+        let daemon = start(data.path());
+        let held = numbers(&daemon.url, 0);
+        assert!(held.is_sorted_by(|a, b| a < b), "in order, and nothing is double, with {injection}");
+        let lost = acknowledged.iter().filter(|number| held.binary_search(number).is_err()).count();
+        assert_eq!(lost, 0, "of {} acknowledged, with {injection}", acknowledged.len());
+        kept += acknowledged.len();
+        lost_time += refused;
+    }
+    println!("{runs} disks that fail: {kept} appends kept, {lost_time} refused");
 }

@@ -15,9 +15,9 @@ use crate::fault_receipts::{agent, look, start, stored};
 use crate::process::{PATIENCE, towpath};
 
 /// A daemon in a process group with its tracer; both are killed when it is dropped.
-struct Traced {
+pub(crate) struct Traced {
     child: Child,
-    url: Option<String>,
+    pub(crate) url: Option<String>,
 }
 
 impl Drop for Traced {
@@ -29,11 +29,11 @@ impl Drop for Traced {
     }
 }
 
-/// Starts a daemon on whose spool calls fail.
-fn traced(data: &Path, injections: &[String]) -> Traced {
+/// Starts a daemon on whose files calls fail.
+pub(crate) fn traced(data: &Path, files: &[&str], injections: &[String]) -> Traced {
     let mut command = Command::new("strace");
     command.args(["-f", "-qq", "-o", "/dev/null"]);
-    for name in ["spool.db", "spool.db-wal", "spool.db.new", "spool.db.new-wal"] {
+    for name in files {
         command.arg("-P").arg(data.join(name));
     }
     for injection in injections {
@@ -51,7 +51,7 @@ fn traced(data: &Path, injections: &[String]) -> Traced {
 }
 
 /// Waits until nobody holds the data directory: a killed daemon takes a moment to be gone.
-fn until_free(data: &Path) {
+pub(crate) fn until_free(data: &Path) {
     let Ok(lock) = std::fs::OpenOptions::new().write(true).open(data.join("towpath.lock")) else { return };
     let patience = Instant::now() + PATIENCE;
     while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -61,7 +61,7 @@ fn until_free(data: &Path) {
 }
 
 /// Whether strace is there and may trace.
-fn strace() -> bool {
+pub(crate) fn strace() -> bool {
     let tried =
         Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
     tried.is_ok_and(|status| status.success())
@@ -73,6 +73,7 @@ fn fault_a_system_call_that_fails_on_the_spool_costs_no_receipt() {
         return not_run("system calls that fail: needs strace (`make setup`) and leave to trace");
     }
     let runs = cycles(8, 500);
+    const SPOOL: [&str; 4] = ["spool.db", "spool.db-wal", "spool.db.new", "spool.db.new-wal"];
     const RENAMES: &str = "rename,renameat,renameat2";
     let calls = ["fdatasync,fsync", "pwrite64,write", "ftruncate", "fdatasync,fsync"];
     let (mut receipts, mut refused, mut unstarted) = (0, 0, 0);
@@ -89,7 +90,7 @@ fn fault_a_system_call_that_fails_on_the_spool_costs_no_receipt() {
             let which = ["1+", "1", "2"][(run / 4 % 3) as usize];
             injections.push(format!("inject={RENAMES}:error=EACCES:when={which}"));
         }
-        let daemon = traced(data.path(), &injections);
+        let daemon = traced(data.path(), &SPOOL, &injections);
         let injection = injections.join(" and ");
         let mut given = Vec::new();
         match &daemon.url {
