@@ -65,6 +65,12 @@ pub(crate) fn parallelism() -> usize {
     real::parallelism()
 }
 
+/// Lets every thread go first that waits for the processor: for work that nobody waits for, and that is the better for
+/// being done later.
+pub(crate) fn give_way() {
+    real::give_way();
+}
+
 /// What the system calls the calling thread.
 pub(crate) fn current_thread_name() -> Option<String> {
     real::current_thread_name()
@@ -187,15 +193,6 @@ impl Rt {
     /// Waits for `duration`.
     pub fn sleep(&self, duration: Duration) {
         self.sleep_until(self.now() + duration);
-    }
-
-    /// Lets every thread go first that waits for the processor. In a simulation each has one of its own.
-    pub fn give_way(&self) {
-        match &self.arm {
-            Arm::Real => std::thread::yield_now(),
-            #[cfg(feature = "testing")]
-            Arm::Sim(_) => {}
-        }
     }
 
     /// Starts a named thread. Dropping the handle joins it.

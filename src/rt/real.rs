@@ -51,6 +51,10 @@ pub(super) fn parallelism() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
+pub(super) fn give_way() {
+    std::thread::yield_now();
+}
+
 pub(super) fn current_thread_name() -> Option<String> {
     std::thread::current().name().map(str::to_owned)
 }

@@ -14,6 +14,7 @@ use super::ahead::{Lead, Logged, Waiting, ends, stand, stand_among};
 use super::sql::{Arg, Database, Mode, Row, Sql, args, labels_text};
 use super::streams::*;
 use super::{Identity, Labels, Store, StoreError};
+use crate::rt;
 use crate::state::stream::{Fold, LeaseHash, OnLost, Outcome, Place, Refused, Run, Status, Stream};
 use crate::state::time::Wall;
 
@@ -466,6 +467,7 @@ fn save_appended(sql: &mut dyn Sql, row: &mut StreamRow, now: Wall) -> Result<()
 /// Brings messages into the tables that wait, but for those that are there. What waits for a stream that is gone
 /// goes with it.
 pub(super) fn bring(sql: &mut dyn Sql, waiting: &Waiting) -> Result<(), StoreError> {
+    let mut brought = 0_usize;
     for (stream, rows) in waiting {
         let stands = sql.row(
             "SELECT pos, last_msg, bytes, oldest_at FROM streams WHERE id = ?1 AND deleted_at IS NULL",
@@ -487,6 +489,10 @@ pub(super) fn bring(sql: &mut dyn Sql, waiting: &Waiting) -> Result<(), StoreErr
                 );
                 break;
             }
+            brought += 1;
+            if brought.is_multiple_of(GIVES_WAY_EVERY) {
+                rt::give_way();
+            }
             let (kind, role) = (kind_number(row.kind), row.role.as_deref());
             sql.execute(
                 BROUGHT,
@@ -503,6 +509,10 @@ pub(super) fn bring(sql: &mut dyn Sql, waiting: &Waiting) -> Result<(), StoreErr
     }
     Ok(())
 }
+
+/// Nobody waits for rows, and they take milliseconds, for which a thread that has just synced a group would wait where
+/// there is no other processor. So many take some fifty microseconds.
+const GIVES_WAY_EVERY: usize = 16;
 
 /// A message that stands for no parts, as those are which were written ahead.
 const BROUGHT: &str = "INSERT INTO messages (stream_id, id, pos, gen, kind, role, content, ts) \

@@ -24,7 +24,7 @@ use super::order::{Errand, Orders, Port};
 use super::tls::ClientTls;
 use super::{Dial, Wire};
 use crate::error::{Code, Error, Result};
-use crate::rt::{Rt, Thread};
+use crate::rt::{self, Rt, Thread};
 use crate::state::time::Moment;
 
 /// What one connection may read in one round.
@@ -295,7 +295,7 @@ impl IoThread {
                 // On a machine that has more to do than it can, whoever reads, stores and answers would wait for a
                 // whole slice of time behind thousands of writes, each of which can take more along if it comes
                 // later.
-                self.rt.give_way();
+                rt::give_way();
             }
         }
         self.links.end_all();
