@@ -3,8 +3,9 @@
 //!
 //!     cargo run --example flaky -- --listen 127.0.0.1:7001 --to 127.0.0.1:7700 --seed 7 --every 1-5s
 //!
-//! Without `--every` it passes bytes on as they are. Faults: `--faults reset,close,freeze,hole,hole-up,hole-down`
-//! (all of them by default), and for every byte `--delay 10ms`, `--split 100`, `--trickle 65536` (bytes a second).
+//! Without `--every` it passes bytes on as they are. Faults: all of them by default, or those of
+//! `--faults reset,close,half-open,freeze,hole,hole-up,hole-down`; and for every byte `--delay 10ms`, `--split 100`,
+//! `--trickle 65536` (bytes a second).
 //! Tests include this file and drive [`Flaky`] directly.
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +25,8 @@ pub enum Fault {
     Reset,
     /// Both sides see an end.
     Close,
+    /// The client sees an end, the server nothing: for it the connection stays, and nothing comes any more.
+    HalfOpen,
     /// Nothing passes for a while, then everything.
     Freeze,
     /// Nothing passes any more, in neither direction; both sides stay connected.
@@ -35,13 +39,21 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 6] =
-        [Fault::Reset, Fault::Close, Fault::Freeze, Fault::Hole, Fault::HoleUp, Fault::HoleDown];
+    pub const ALL: [Fault; 7] = [
+        Fault::Reset,
+        Fault::Close,
+        Fault::HalfOpen,
+        Fault::Freeze,
+        Fault::Hole,
+        Fault::HoleUp,
+        Fault::HoleDown,
+    ];
 
     fn parse(name: &str) -> Option<Fault> {
         Some(match name {
             "reset" => Fault::Reset,
             "close" => Fault::Close,
+            "half-open" => Fault::HalfOpen,
             "freeze" => Fault::Freeze,
             "hole" => Fault::Hole,
             "hole-up" => Fault::HoleUp,
@@ -58,13 +70,19 @@ pub struct Weather {
     pub every: Option<Range<Duration>>,
     /// What happens then.
     pub faults: Vec<Fault>,
-    /// How long every piece waits.
+    /// How long every piece is under way.
     pub delay: Duration,
     /// The longest piece that is passed on at once; no bound, if it is 0.
     pub split: usize,
     /// Bytes a second in each direction; no bound, if it is 0.
     pub trickle: usize,
 }
+
+/// How many pieces are under way at once on a way that takes time.
+const UNDER_WAY: usize = 1024;
+
+/// Pieces, each with the moment it arrives.
+type UnderWay = Receiver<(Instant, io::Result<Vec<u8>>)>;
 
 /// SplitMix64.
 struct Dice(u64);
@@ -113,6 +131,7 @@ struct State {
     frozen_until: Option<Instant>,
     hole_up: bool,
     hole_down: bool,
+    half_open: bool,
     over: bool,
 }
 
@@ -241,6 +260,7 @@ impl Line {
         let hit = !state.over && !state.hole_up && !state.hole_down;
         match fault {
             Fault::Reset | Fault::Close => state.over = true,
+            Fault::HalfOpen => (state.hole_up, state.hole_down, state.half_open) = (true, true, true),
             Fault::Freeze => state.frozen_until = Some(Instant::now() + freeze),
             Fault::Hole => (state.hole_up, state.hole_down) = (true, true),
             Fault::HoleUp => state.hole_up = true,
@@ -248,21 +268,27 @@ impl Line {
         }
         drop(state);
         self.changed.notify_all();
-        if matches!(fault, Fault::Reset | Fault::Close) {
-            for stream in [&self.client, &self.server] {
-                if fault == Fault::Reset {
-                    reset(stream);
-                }
-                // Ends the reads of both pumps; they drop the sockets.
-                drop(stream.shutdown(Shutdown::Both));
+        let ended = match fault {
+            Fault::Reset | Fault::Close => &[&self.client, &self.server][..],
+            Fault::HalfOpen => &[&self.client][..],
+            _ => &[],
+        };
+        for stream in ended {
+            if fault == Fault::Reset {
+                reset(stream);
             }
+            // Ends the reads of its pumps; they drop the sockets.
+            drop(stream.shutdown(Shutdown::Both));
         }
         hit
     }
 
     fn pump(&self, up: bool, weather: &Weather) {
         let (from, to) = if up { (&self.client, &self.server) } else { (&self.server, &self.client) };
-        if self.pass(up, from, to, weather).is_ok() {
+        let passed = self.pass(up, from, to, weather);
+        if up && lock(&self.state).half_open {
+            // The server is not told.
+        } else if passed.is_ok() {
             // A half-close passes through.
             drop(to.shutdown(Shutdown::Write));
         } else {
@@ -273,30 +299,70 @@ impl Line {
         }
     }
 
-    fn pass(&self, up: bool, mut from: &TcpStream, mut to: &TcpStream, weather: &Weather) -> io::Result<()> {
+    fn pass(&self, up: bool, mut from: &TcpStream, to: &TcpStream, weather: &Weather) -> io::Result<()> {
         let mut buffer = vec![0; if weather.split > 0 { weather.split } else { 64 * 1024 }];
-        loop {
-            let count = from.read(&mut buffer)?;
-            if !weather.delay.is_zero() {
-                thread::sleep(weather.delay);
-            }
-            if weather.trickle > 0 {
-                thread::sleep(Duration::from_secs_f64(count as f64 / weather.trickle as f64));
-            }
-            if !self.may_pass(up) {
-                return Err(io::ErrorKind::ConnectionAborted.into());
-            }
-            if count == 0 {
-                return Ok(());
-            }
-            let swallowed = {
-                let state = lock(&self.state);
-                if up { state.hole_up } else { state.hole_down }
-            };
-            if !swallowed {
-                to.write_all(&buffer[..count])?;
+        if weather.delay.is_zero() {
+            loop {
+                let count = from.read(&mut buffer)?;
+                if !self.deliver(up, to, &buffer[..count], weather)? {
+                    return Ok(());
+                }
             }
         }
+        thread::scope(|scope| {
+            let (depart, under_way) = sync_channel(UNDER_WAY);
+            let arriving = scope.spawn(move || {
+                let arrived = self.deliver_all(up, to, &under_way, weather);
+                if arrived.is_err() {
+                    // Ends the read below.
+                    drop(from.shutdown(Shutdown::Both));
+                }
+                arrived
+            });
+            loop {
+                let piece = from.read(&mut buffer).map(|count| buffer[..count].to_vec());
+                let ends = piece.as_ref().map_or(true, Vec::is_empty);
+                if depart.send((Instant::now() + weather.delay, piece)).is_err() || ends {
+                    break;
+                }
+            }
+            arriving.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+        })
+    }
+
+    /// Passes on what is under way, each piece at its time.
+    fn deliver_all(
+        &self,
+        up: bool,
+        to: &TcpStream,
+        under_way: &UnderWay,
+        weather: &Weather,
+    ) -> io::Result<()> {
+        for (at, piece) in under_way {
+            thread::sleep(at.saturating_duration_since(Instant::now()));
+            if !self.deliver(up, to, &piece?, weather)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes a piece on; false after the last one, which is empty.
+    fn deliver(&self, up: bool, mut to: &TcpStream, piece: &[u8], weather: &Weather) -> io::Result<bool> {
+        if weather.trickle > 0 {
+            thread::sleep(Duration::from_secs_f64(piece.len() as f64 / weather.trickle as f64));
+        }
+        if !self.may_pass(up) {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        let swallowed = {
+            let state = lock(&self.state);
+            if up { state.hole_up } else { state.hole_down }
+        };
+        if !swallowed && !piece.is_empty() {
+            to.write_all(piece)?;
+        }
+        Ok(!piece.is_empty())
     }
 
     /// Waits until it thaws; false when it is over.

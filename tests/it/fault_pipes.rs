@@ -103,8 +103,7 @@ fn fault_a_storm_of_cuts_loses_and_doubles_nothing() {
                 _ if done % holes_every == 0 => {
                     [Fault::Hole, Fault::HoleUp, Fault::HoleDown][done / holes_every % 3]
                 }
-                _ if done % 2 == 0 => Fault::Close,
-                _ => Fault::Reset,
+                _ => [Fault::Close, Fault::Reset, Fault::HalfOpen][done % 3],
             };
             while at.try_recv().is_ok() {}
             let deadline = Instant::now() + PATIENCE;
@@ -125,7 +124,7 @@ fn fault_a_storm_of_cuts_loses_and_doubles_nothing() {
         assert_eq!(at_ours, (total, down), "what came down");
     });
     println!(
-        "{} MiB each way through {cuts} cuts: recovery after resets and ends {:?} (median), {:?} (worst); \
+        "{} MiB each way through {cuts} cuts: recovery after resets, ends and half-open ones {:?} (median), {:?} (worst); \
          after holes {:?} (median), {:?} (worst)",
         total >> 20,
         median(after_resets.clone()),
