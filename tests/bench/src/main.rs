@@ -9,6 +9,9 @@ mod batching;
 #[allow(dead_code, reason = "the tests' own, used in part")]
 mod cluster;
 mod fanout;
+#[path = "../../../examples/flaky.rs"]
+#[allow(dead_code, reason = "the tests' own, used in part")]
+mod flaky;
 mod herd;
 mod pairs;
 mod pipes;

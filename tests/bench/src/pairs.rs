@@ -33,6 +33,11 @@ impl Sample {
         Sample { units: rate, wall: Duration::from_secs(1), cpu: Duration::from_secs(1) }
     }
 
+    /// How long one unit took.
+    pub(crate) fn micros(&self) -> f64 {
+        1e6 / self.rate()
+    }
+
     fn rate(&self) -> f64 {
         self.units / self.wall.as_secs_f64()
     }

@@ -1,8 +1,12 @@
 //! Pipes beside plain TCP on loopback: bulk, echo, and what a cut costs. Both ends are in this process, as
-//! both ends of the floor are. With `TOWPATH_BIN` naming the program and socat on the path, tunnels as well.
+//! both ends of the floor are; `pipes/far` has a round trip of 120 ms between them. With `TOWPATH_BIN` naming the
+//! program, tunnels as well: echo, and bulk beside socat and wstunnel where those are on the path (`WSTUNNEL` names
+//! one that is not).
 
+use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -16,6 +20,7 @@ use towpath::front::{self, Router};
 use towpath::rt::{Receiver, Rt};
 use towpath::wire::{IoThreads, Limits, Listener, Running};
 
+use crate::flaky::{Flaky, Weather};
 use crate::pairs::{Bench, Case, Sample};
 
 const BULK: usize = 512 << 20;
@@ -23,23 +28,30 @@ const PIECE: usize = 128 << 10;
 const ECHOES: u64 = 20_000;
 const ECHO: usize = 64;
 const CROWD: usize = 500;
+/// There and back on the way of `pipes/far`, and how much goes along it.
+const FAR: Duration = Duration::from_millis(120);
+const FAR_BULK: usize = 128 << 20;
 
 /// Writes on a thread of its own, reads here.
-fn carry(mut writer: impl Write + Send, mut reader: impl Read) -> u64 {
+fn carry(writer: impl Write + Send, reader: impl Read) -> u64 {
+    carry_bytes(BULK, writer, reader)
+}
+
+fn carry_bytes(bulk: usize, mut writer: impl Write + Send, mut reader: impl Read) -> u64 {
     thread::scope(|scope| {
         scope.spawn(move || {
             let piece = vec![0xa5; PIECE];
-            (0..BULK / PIECE).for_each(|_| writer.write_all(&piece).expect("it takes them"));
+            (0..bulk / PIECE).for_each(|_| writer.write_all(&piece).expect("it takes them"));
         });
         let mut buffer = vec![0; PIECE];
-        let mut left = BULK;
+        let mut left = bulk;
         while left > 0 {
             let count = reader.read(&mut buffer).expect("they come");
             assert!(count > 0, "{left} bytes are missing");
             left -= count;
         }
     });
-    BULK as u64
+    bulk as u64
 }
 
 fn echo(mut asks: impl Read + Write, mut answers: impl Read + Write + Send) -> u64 {
@@ -157,7 +169,36 @@ pub(crate) fn run(bench: &mut Bench) {
         },
     );
     drop((ours, theirs));
-    tunnels(bench);
+    far(bench, &rt, &listener);
+    if bench.wants("pipes/forward")
+        || bench.wants("pipes/forward-wstunnel")
+        || bench.wants("pipes/tunnel-echo")
+    {
+        tunnels(bench);
+    }
+}
+
+/// A way on which bytes are under way for long: what the window allows on it is what has to go along it.
+fn far(bench: &mut Bench, rt: &Rt, listener: &PipeListener) {
+    let case = Case {
+        name: "pipes/far",
+        floor: "a window of 8 MiB each round trip of 120 ms",
+        unit: "bytes",
+        goal: 0.85,
+    };
+    if !bench.wants(case.name) {
+        return;
+    }
+    let weather = Weather { delay: FAR / 2, ..Weather::default() };
+    let way = Flaky::start("127.0.0.1:0", &listener.address().to_string(), 1, weather).expect("a port");
+    let near = Pipe::connect(rt, &format!("tcp://{}", way.address()), "far").expect("it listens");
+    let end = listener.accept().expect("it was opened").pipe;
+    let window = Settings::default().window as f64;
+    bench.pair(
+        &case,
+        || Sample::recorded(window / FAR.as_secs_f64()),
+        || Sample::take(|| carry_bytes(FAR_BULK, &near, &end)),
+    );
 }
 
 /// Many pipes at once: how fast all of them are back after a cut of all, and what each holds.
@@ -213,22 +254,37 @@ impl Drop for Children {
 
 /// A target that swallows, and says one byte when it has had enough.
 fn sink() -> SocketAddr {
+    serve_each(|mut stream| {
+        let mut buffer = vec![0; PIECE];
+        let mut left = BULK;
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            left -= count;
+            if left == 0 {
+                left = BULK;
+                stream.write_all(b".").expect("it is taken");
+            }
+        }
+    })
+}
+
+/// A target that sends everything back.
+fn parrot() -> SocketAddr {
+    serve_each(|mut stream| {
+        stream.set_nodelay(true).expect("a socket option");
+        let mut buffer = [0; 4_096];
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            stream.write_all(&buffer[..count]).expect("it is taken");
+        }
+    })
+}
+
+fn serve_each(serve: fn(TcpStream)) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let mut stream = stream.expect("a connection");
-            thread::spawn(move || {
-                let mut buffer = vec![0; PIECE];
-                let mut left = BULK;
-                while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                    left -= count;
-                    if left == 0 {
-                        left = BULK;
-                        stream.write_all(b".").expect("it is taken");
-                    }
-                }
-            });
+            let stream = stream.expect("a connection");
+            thread::spawn(move || serve(stream));
         }
     });
     address
@@ -241,11 +297,29 @@ fn through(mut stream: &TcpStream) -> u64 {
     BULK as u64
 }
 
+/// Says something and hears it again, many times; the rate is that of an echo that takes the median.
+fn median_echo(mut stream: &TcpStream) -> Sample {
+    let mut buffer = [7; ECHO];
+    let mut took: Vec<Duration> = (0..ECHOES)
+        .map(|_| {
+            let begun = Instant::now();
+            stream.write_all(&buffer).expect("it is taken");
+            stream.read_exact(&mut buffer).expect("it comes back");
+            begun.elapsed()
+        })
+        .collect();
+    took.sort_unstable();
+    Sample::recorded(1.0 / took[took.len() / 2].as_secs_f64())
+}
+
 fn connected(address: SocketAddr) -> TcpStream {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         match TcpStream::connect(address) {
-            Ok(stream) => return stream,
+            Ok(stream) => {
+                stream.set_nodelay(true).expect("a socket option");
+                return stream;
+            }
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
         thread::sleep(Duration::from_millis(10));
@@ -259,37 +333,96 @@ fn said(child: &mut Child, word: usize) -> String {
     line.split_whitespace().nth(word).expect("an address").to_owned()
 }
 
-/// `serve` and `forward` between a writer and a sink, beside one socat there.
-fn tunnels(bench: &mut Bench) {
-    let case = Case { name: "pipes/forward", floor: "socat -b 131072", unit: "bytes", goal: 0.5 };
-    if !bench.wants(case.name) {
-        return;
-    }
-    let Some(program) = std::env::var_os("TOWPATH_BIN") else {
-        return println!("{}: not run, TOWPATH_BIN names no program", case.name);
+fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+}
+
+/// A program of that name on the path, or where the variable says.
+fn installed(name: &str, variable: &str) -> Option<OsString> {
+    let on_path = || {
+        let path = std::env::var_os("PATH")?;
+        let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
+        found.map(PathBuf::into_os_string)
     };
-    let sink = sink();
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
-    let socat = Command::new("socat")
-        .args(["-b", "131072", &format!("TCP-LISTEN:{},bind=127.0.0.1,fork,reuseaddr", free.port())])
-        .arg(format!("TCP:{sink}"))
+    std::env::var_os(variable).or_else(on_path)
+}
+
+/// One socat between a port and `target`, as a child of `running`.
+fn socat(target: SocketAddr, running: &mut Children) -> Option<TcpStream> {
+    let port = free_port();
+    let socat = Command::new(installed("socat", "SOCAT")?)
+        .args(["-b", "131072", &format!("TCP-LISTEN:{},bind=127.0.0.1,fork,reuseaddr,nodelay", port.port())])
+        .arg(format!("TCP:{target},nodelay"))
         .spawn();
-    let Ok(socat) = socat else { return println!("{}: not run, socat is not installed", case.name) };
-    let mut running = Children(vec![socat]);
-    let data = std::env::temp_dir().join(format!("towpath-bench-{}", std::process::id()));
-    let mut serve = Command::new(&program);
-    serve.args(["serve", "--listen", "127.0.0.1:0", "--allow", &sink.to_string(), "--data"]).arg(&data);
+    running.0.push(socat.ok()?);
+    Some(connected(port))
+}
+
+/// A wstunnel client and server between a port and `target`, over `ws://`.
+fn wstunnel(target: SocketAddr, running: &mut Children) -> Option<TcpStream> {
+    let program = installed("wstunnel", "WSTUNNEL")?;
+    let (door, port) = (format!("ws://{}", free_port()), free_port());
+    let mut run = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(arguments).env("NO_COLOR", "1").stdout(Stdio::null()).stderr(Stdio::null());
+        running.0.push(command.spawn().ok()?);
+        Some(())
+    };
+    run(&["server", &door])?;
+    connected(door.trim_start_matches("ws://").parse().expect("an address"));
+    run(&["client", "-L", &format!("tcp://{port}:{target}"), &door])?;
+    Some(connected(port))
+}
+
+/// `serve` and `forward` between a port and `target`.
+fn tunnel(program: &OsStr, target: SocketAddr, data: &std::path::Path, running: &mut Children) -> TcpStream {
+    let mut serve = Command::new(program);
+    serve.args(["serve", "--listen", "127.0.0.1:0", "--allow", &target.to_string(), "--data"]).arg(data);
     let mut serve = serve.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
     let url = said(&mut serve, 2);
     running.0.push(serve);
-    let mut forward = Command::new(&program);
-    forward.args(["forward", "-L", &format!("0:{sink}"), &url]);
+    let mut forward = Command::new(program);
+    forward.args(["forward", "-L", &format!("0:{target}"), &url]);
     let mut forward = forward.stdout(Stdio::piped()).spawn().expect("it starts");
     let address = said(&mut forward, 1).parse().expect("an address");
     running.0.push(forward);
-    let (by_socat, by_us) = (connected(free), connected(address));
-    bench.pair(&case, || Sample::take(|| through(&by_socat)), || Sample::take(|| through(&by_us)));
-    drop(running);
-    // What it wrote there is nobody's; a leftover folder is no failure of a bench.
-    let _ = std::fs::remove_dir_all(&data);
+    connected(address)
+}
+
+/// Two processes of ours between a writer and a sink, or one that asks and one that answers.
+fn tunnels(bench: &mut Bench) {
+    let Some(program) = std::env::var_os("TOWPATH_BIN") else {
+        return println!("pipes/forward, pipes/tunnel-echo: not run, TOWPATH_BIN names no program");
+    };
+    let data = tempfile::tempdir().expect("a folder");
+    let bulk = Case { name: "pipes/forward", floor: "socat -b 131072", unit: "bytes", goal: 0.5 };
+    let beside = Case { name: "pipes/forward-wstunnel", floor: "wstunnel, ws://", unit: "bytes", goal: 1.0 };
+    if bench.wants(bulk.name) || bench.wants(beside.name) {
+        let (sink, mut running) = (sink(), Children(Vec::new()));
+        let by_us = tunnel(&program, sink, &data.path().join("bulk"), &mut running);
+        let others: [(_, fn(_, &mut _) -> _); 2] = [(&bulk, socat), (&beside, wstunnel)];
+        for (case, other) in others {
+            if !bench.wants(case.name) {
+                continue;
+            }
+            match other(sink, &mut running) {
+                Some(by) => {
+                    bench.pair(case, || Sample::take(|| through(&by)), || Sample::take(|| through(&by_us)));
+                }
+                None => println!("{}: not run, {} is not installed", case.name, case.floor),
+            }
+        }
+    }
+    // 6 µs there and back is what plain TCP takes, 40 what two processes in between may; p50 of each.
+    let echo = Case { name: "pipes/tunnel-echo", floor: "plain TCP, p50", unit: "echoes", goal: 0.15 };
+    if bench.wants(echo.name) {
+        let (parrot, mut running) = (parrot(), Children(Vec::new()));
+        let by_us = tunnel(&program, parrot, &data.path().join("echo"), &mut running);
+        if let Some(by_socat) = socat(parrot, &mut running) {
+            println!("pipes/tunnel-echo: {:.1} µs through one socat", median_echo(&by_socat).micros());
+        }
+        let plain = connected(parrot);
+        bench.pair(&echo, || median_echo(&plain), || median_echo(&by_us));
+        println!("pipes/tunnel-echo: {:.1} µs through two processes of ours", median_echo(&by_us).micros());
+    }
 }
