@@ -18,12 +18,14 @@ pub mod duct;
 mod figures;
 pub mod http;
 mod ledger;
+mod lookout;
 pub mod relay;
 mod seat;
 mod shard;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -447,6 +449,11 @@ impl Owner for OwnerOf {
             _ => seat.enter_in_turn(&self.rt, &self.port, until)?,
         };
         Some(guest.shard().visit(self.serial, to, why))
+    }
+
+    fn look_out(&self, until: Option<Moment>) -> Option<Arc<OwnedFd>> {
+        let mut guest = self.port.seat.enter_in_turn(&self.rt, &self.port, until)?;
+        guest.shard().look_out(self.serial)
     }
 }
 

@@ -143,6 +143,92 @@ fn real_an_end_whose_program_pauses_in_mid_stream_still_notices_that_its_carrier
 }
 
 #[test]
+fn real_a_reader_that_waits_gets_what_the_next_carrier_brings_and_the_last_one_is_closed() {
+    const CUTS: usize = 200;
+    let descriptors = || std::fs::read_dir("/proc/self/fd").expect("linux").count();
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (ours, theirs) = connect(&rt, &listener);
+    for pipe in [&ours, &theirs] {
+        (&*pipe).write_all(b"?").expect("room");
+    }
+    for pipe in [&ours, &theirs] {
+        (&*pipe).read_exact(&mut [0]).expect("a byte");
+    }
+    let before = descriptors();
+    for (reader, writer) in [(&ours, &theirs), (&theirs, &ours)] {
+        thread::scope(|scope| {
+            let (tell, told) = std::sync::mpsc::sync_channel(1);
+            scope.spawn(move || {
+                for round in 0..CUTS {
+                    let mut got = [0];
+                    (&*reader).read_exact(&mut got).expect("it comes over one carrier or another");
+                    assert_eq!(usize::from(got[0]), round % 256);
+                    tell.send(()).expect("somebody cuts");
+                }
+            });
+            for round in 0..CUTS {
+                if round % 2 == 0 {
+                    ours.reconnect_now()
+                } else {
+                    theirs.reconnect_now()
+                }
+                (&*writer).write_all(&[(round % 256) as u8]).expect("room");
+                told.recv_timeout(Duration::from_secs(30)).expect("it was read");
+            }
+        });
+    }
+    // Other tests of this process have some of their own.
+    let after = descriptors();
+    assert!(after < before + CUTS, "{before} descriptors before {CUTS} cuts each way, {after} after");
+}
+
+#[test]
+fn real_a_reader_that_gave_up_waiting_leaves_the_carrier_to_the_pipes() {
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (mut ours, mut theirs) = connect(&rt, &listener);
+    for _ in 0..2 {
+        ours.set_read_timeout(Some(Duration::from_millis(20)));
+        let error = ours.read(&mut [0]).expect_err("nothing was sent");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // Nobody reads here: only the pipes' thread can find that the carrier is gone, and dial.
+        theirs.reconnect_now();
+        theirs.wait_connected(Some(Duration::from_secs(8))).expect("a carrier, before anything is asked");
+        theirs.write_all(b"x").expect("room");
+        ours.set_read_timeout(Some(Duration::from_secs(30)));
+        ours.read_exact(&mut [0]).expect("it comes");
+    }
+}
+
+#[test]
+fn real_readers_of_one_end_share_what_comes() {
+    const WORDS: usize = 2_000;
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (mut ours, theirs) = connect(&rt, &listener);
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    let readers = [theirs.clone(), theirs.clone(), theirs].map(|mut pipe| {
+        let tell = tell.clone();
+        thread::spawn(move || {
+            let mut read = 0;
+            while pipe.read(&mut [0]).expect("an end") > 0 {
+                read += 1;
+                tell.send(()).expect("somebody counts");
+            }
+            read
+        })
+    });
+    for _ in 0..WORDS {
+        ours.write_all(b"x").expect("room");
+        told.recv_timeout(Duration::from_secs(30)).expect("one of them has it");
+    }
+    ours.shutdown().expect("open");
+    let read: Vec<usize> = readers.map(|reader| reader.join().expect("no panic")).into();
+    assert_eq!(read.iter().sum::<usize>(), WORDS);
+}
+
+#[test]
 fn real_a_writer_waits_for_the_reader_and_times_out_with_its_bytes() {
     let rt = Rt::real();
     let listener = listener(&rt);

@@ -8,9 +8,10 @@
 //! Invariant: while `owed` bytes of an announced message are missing, `out` holds nothing but the rest of
 //! its head, and what else there is to say waits in `later`.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
 
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
@@ -128,6 +129,15 @@ impl Socket {
         }
     }
 
+    /// Another name for it, to wait at. Nothing if there are no more descriptors.
+    pub(super) fn duplicate(&self) -> Option<OwnedFd> {
+        let duplicate = match self {
+            Socket::Tcp(stream) => stream.as_fd().try_clone_to_owned(),
+            Socket::Unix(stream) => stream.as_fd().try_clone_to_owned(),
+        };
+        duplicate.inspect_err(|error| log::debug!("pipes: a carrier cannot be waited at: {error}")).ok()
+    }
+
     /// An error the system noticed while nobody read or wrote.
     pub(super) fn take_error(&self) -> Option<io::Error> {
         match self {
@@ -142,6 +152,13 @@ impl Read for Socket {
         match self {
             Socket::Tcp(stream) => stream.read(buffer),
             Socket::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    fn read_vectored(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.read_vectored(slices),
+            Socket::Unix(stream) => stream.read_vectored(slices),
         }
     }
 }
@@ -330,6 +347,20 @@ impl Carrier {
                 return Ok(count);
             }
         }
+    }
+
+    /// Reads frame bytes as they are to `to`, and what follows them to `beyond`; gives how many of each. 0 and an
+    /// error mean the same as everywhere.
+    pub(super) fn read_across(&mut self, to: &mut [u8], beyond: &mut [u8]) -> io::Result<(usize, usize)> {
+        debug_assert!(self.is_raw(), "messages lie between frames elsewhere");
+        if self.tls.is_some() || !self.early.is_empty() {
+            return self.read(to).map(|count| (count, 0));
+        }
+        let room = to.len() + beyond.len();
+        let first = to.len();
+        let count = self.socket.read_vectored(&mut [IoSliceMut::new(to), IoSliceMut::new(beyond)])?;
+        self.drained = count < room;
+        Ok((count.min(first), count.saturating_sub(first)))
     }
 
     fn read_decrypted(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

@@ -10,10 +10,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::lookout::Lookout;
 use crate::rt::{Lock, Moment, Receiver, RecvTimeoutError, Rt, Sender};
 use crate::state::pipe::{End, Ending, Pipe};
 use crate::state::replay::{CHUNK, Pool, Replay};
@@ -59,6 +61,10 @@ pub(crate) trait Owner: Send + Sync {
     /// Looks after the pipe on the calling thread: what was written leaves, and what came goes to `to` if nothing
     /// waits in front of it; gives how many. Nothing is done if somebody else is at it, for too long.
     fn visit(&self, to: &mut [u8], why: Visiting, until: Option<Moment>) -> Option<usize>;
+
+    /// The calling thread is about to wait for bytes, where it can be called already. Gives the carrier, if it may
+    /// wait there: it does not wait elsewhere then, and visits at once when something comes.
+    fn look_out(&self, until: Option<Moment>) -> Option<Arc<OwnedFd>>;
 }
 
 /// Why writers wait although there is room here: what they wrote before has to get further first.
@@ -81,6 +87,8 @@ pub(crate) enum Visiting {
     Reads,
     /// It goes to wait for something to happen, where it can be called already.
     Waits,
+    /// It has waited at the carrier, and does not any more.
+    Leaves,
 }
 
 struct Queues {
@@ -97,9 +105,17 @@ struct Queues {
     /// The same of those that wait for bytes.
     readers: Waiting,
     tickets: u64,
+    /// For the next one of those.
+    lookout: Option<Arc<Lookout>>,
 }
 
-type Waiting = BTreeMap<u64, Sender<()>>;
+type Waiting = BTreeMap<u64, Call>;
+
+/// How somebody who waits is called.
+enum Call {
+    Word(Sender<()>),
+    Lookout(Arc<Lookout>),
+}
 
 /// What the owner found in the duct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +141,7 @@ impl Duct {
             waiting: Waiting::new(),
             readers: Waiting::new(),
             tickets: 0,
+            lookout: None,
         };
         Duct {
             rt: rt.clone(),
@@ -145,7 +162,7 @@ impl Duct {
     /// Does it here, or has it done.
     fn visit(&self, to: &mut [u8], why: Visiting, until: Option<Moment>) -> usize {
         self.owner.visit(to, why, until).unwrap_or_else(|| {
-            self.waits.fetch_or(why == Visiting::Waits, Ordering::SeqCst);
+            self.waits.fetch_or(matches!(why, Visiting::Waits | Visiting::Leaves), Ordering::SeqCst);
             self.poke();
             0
         })
@@ -160,39 +177,21 @@ impl Duct {
             return Some(found);
         }
         loop {
-            let mut found = None;
-            let (ticket, woken) = match self.stand_in_line(
-                |queues| &mut queues.waiting,
-                |queues| {
-                    found = ready(queues);
-                    found.is_some()
-                },
-            ) {
-                Some(place) => place,
-                None => return found,
+            let (wake, woken) = self.rt.channel("pipe-wait", 1);
+            let ticket = {
+                let mut queues = self.queues.lock();
+                if let Some(found) = ready(&mut queues) {
+                    return Some(found);
+                }
+                let ticket = queues.ticket();
+                queues.waiting.insert(ticket, Call::Word(wake));
+                ticket
             };
             if !Self::wait_for(&woken, until) {
                 self.queues.lock().waiting.remove(&ticket);
                 return None;
             }
         }
-    }
-
-    /// A place among those that are woken when something has changed, unless there is nothing to wait for.
-    fn stand_in_line(
-        &self,
-        waiting: fn(&mut Queues) -> &mut Waiting,
-        is_ready: impl FnOnce(&mut Queues) -> bool,
-    ) -> Option<(u64, Receiver<()>)> {
-        let (wake, woken) = self.rt.channel("pipe-wait", 1);
-        let mut queues = self.queues.lock();
-        if is_ready(&mut queues) {
-            return None;
-        }
-        queues.tickets += 1;
-        let ticket = queues.tickets;
-        waiting(&mut queues).insert(ticket, wake);
-        Some((ticket, woken))
     }
 
     /// Waits there. False when `until` has come.
@@ -274,17 +273,57 @@ impl Duct {
                 0 => {}
                 count => return Ok(count),
             }
-            let Some((ticket, woken)) =
-                self.stand_in_line(|queues| &mut queues.readers, |queues| queues.is_readable())
-            else {
-                continue;
+            let lookout = self.queues.lock().lookout.take();
+            let in_time = match lookout.or_else(|| Lookout::new().map(Arc::new)) {
+                Some(lookout) => self.wait_at(&lookout, until),
+                None => self.wait_to_be_called(until),
             };
-            self.visit(&mut [], Visiting::Waits, until);
-            if !Self::wait_for(&woken, until) {
-                self.queues.lock().readers.remove(&ticket);
+            if !in_time {
                 return Err(timed_out("nothing came over the pipe"));
             }
         }
+    }
+
+    /// Waits for bytes. False when `until` has come.
+    fn wait_at(&self, lookout: &Arc<Lookout>, until: Option<Moment>) -> bool {
+        let place = self.line_up(Call::Lookout(lookout.clone()));
+        let in_time = place.is_none() || {
+            let carrier = self.owner.look_out(until);
+            let time = until.map(|until| until.since(self.rt.now()));
+            lookout.wait(carrier.as_deref(), time)
+        };
+        {
+            let mut queues = self.queues.lock();
+            place.and_then(|ticket| queues.readers.remove(&ticket));
+            queues.lookout.get_or_insert_with(|| lookout.clone());
+        }
+        if !in_time {
+            self.visit(&mut [], Visiting::Leaves, None);
+        }
+        in_time
+    }
+
+    /// The same where there is nothing to look out with.
+    fn wait_to_be_called(&self, until: Option<Moment>) -> bool {
+        let (wake, woken) = self.rt.channel("pipe-wait", 1);
+        let Some(ticket) = self.line_up(Call::Word(wake)) else { return true };
+        self.visit(&mut [], Visiting::Waits, until);
+        let in_time = Self::wait_for(&woken, until);
+        if !in_time {
+            self.queues.lock().readers.remove(&ticket);
+        }
+        in_time
+    }
+
+    /// A place among those that are called when there is something to read, unless there is.
+    fn line_up(&self, call: Call) -> Option<u64> {
+        let mut queues = self.queues.lock();
+        if queues.is_readable() {
+            return None;
+        }
+        let ticket = queues.ticket();
+        queues.readers.insert(ticket, call);
+        Some(ticket)
     }
 
     /// What waits to be read, or the end; nothing if it has yet to come.
@@ -412,9 +451,9 @@ impl Duct {
         queues.down.is_empty() && !queues.down_ended
     }
 
-    /// Whether somebody waits for bytes.
-    pub(super) fn has_readers(&self) -> bool {
-        !self.queues.lock().readers.is_empty()
+    /// How many wait for bytes.
+    pub(super) fn readers(&self) -> usize {
+        self.queues.lock().readers.len()
     }
 
     /// Has whoever waits for bytes look for them. Gives whether there was somebody.
@@ -453,6 +492,11 @@ impl Duct {
 }
 
 impl Queues {
+    fn ticket(&mut self) -> u64 {
+        self.tickets += 1;
+        self.tickets
+    }
+
     /// How much can be written now, or why nothing can any more; nothing if that is to be waited for.
     fn writable(&mut self) -> Option<io::Result<usize>> {
         if let State::Over(end) = &self.state {
@@ -482,9 +526,12 @@ fn copy_out(queue: &Replay, buffer: &mut [u8]) -> usize {
 }
 
 fn wake(waiting: Waiting) {
-    for sender in waiting.into_values() {
-        // Whoever stopped waiting does not need it; one wake is enough for whoever was woken already.
-        let _ = sender.try_send(());
+    for call in waiting.into_values() {
+        match call {
+            // Whoever stopped waiting does not need it; one wake is enough for whoever was woken already.
+            Call::Word(sender) => drop(sender.try_send(())),
+            Call::Lookout(lookout) => lookout.call(),
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ use super::duct::{Duct, Held, State, Visiting};
 use super::relay::Way;
 use super::{Accepted, CarrierPeer, Event, Mode, Note, Order, PipeInfo, Port, Shared};
 use crate::codec::pipe::outbox::Outbox;
-use crate::codec::pipe::{Decoder, Piece, encode_greeting};
+use crate::codec::pipe::{DATA_HEAD, Decoder, Piece, encode_greeting};
 use crate::rt::{self, Cancel, Hasher, Moment, Rt, Thread};
 use crate::state::attempt::Attempts;
 use crate::state::backoff::{Backoff, Next};
@@ -168,6 +169,8 @@ struct Live {
     duplicates: u64,
     /// When a guest was last there that is expected to come again: it goes on with the carrier.
     guest_at: Option<Moment>,
+    /// A guest waits at the carrier for what comes.
+    is_watched: bool,
     /// Guests move much at once; runs out with small pieces.
     stream: u8,
     /// The window was full, and is nearly so still.
@@ -186,6 +189,8 @@ struct Bearer {
     writable: bool,
     /// What the poller was asked.
     watched: Watched,
+    /// For a guest that waits for it.
+    sight: Option<Arc<OwnedFd>>,
     /// A guest found it broken.
     lost: Option<String>,
     /// A replacement has made its proof: nothing is taken from here and nothing sent any more.

@@ -69,9 +69,19 @@ impl Shard {
             None => None,
         };
         let is_direct = direct.is_some();
+        let (mut head, mut beyond) = ([0; DATA_HEAD], 0);
         let read = match direct {
             Some(space) => bearer.carrier.read_pieces(space, &mut pieces),
-            None if straight > 0 => bearer.carrier.read_pieces(&mut visit.space()[..straight], &mut pieces),
+            None if straight > 0 => {
+                // With the end of a frame comes the head of the next, so that its bytes go straight as well.
+                let ends = amid.is_some_and(|(_, left)| left == straight);
+                let head = if ends { &mut head[..] } else { &mut [] };
+                let read = bearer.carrier.read_across(&mut visit.space()[..straight], head);
+                read.map(|(count, more)| {
+                    beyond = more;
+                    count
+                })
+            }
             // Behind the head of a frame that is as long as the last ones the rest is read to where it stays.
             None if raw_for_handles && bearer.decoder.lately() >= CHUNK => {
                 bearer.carrier.read_pieces(&mut buffer[..HEADS], &mut pieces)
@@ -97,14 +107,14 @@ impl Shard {
         }
         let count = match read {
             Ok(0) if visit.is_guest => {
-                bearer.ends = true;
+                (bearer.ends, bearer.readable) = (true, true);
                 self.again.push(slot);
                 0
             }
             Ok(0) => {
                 if live.pipe.goodbye_sent() && bearer.outbox.is_empty() && !bearer.carrier.has_more() {
                     live.pipe.closed_after_goodbye(&mut self.pool);
-                    if let Some(bearer) = live.bearer.take() {
+                    if let Some(bearer) = live.take_bearer() {
                         self.drop_bearer(bearer);
                     }
                 } else {
@@ -116,6 +126,7 @@ impl Shard {
                 live.heard(now);
                 if is_direct || straight > 0 {
                     live.down += count as u64;
+                    self.take_in(now, live, &head[..beyond], visit);
                 } else {
                     pieces.iter().for_each(|piece| self.take_in(now, live, &buffer[piece.clone()], visit));
                 }
@@ -346,7 +357,7 @@ impl Shard {
 
     /// The carrier is gone; the pipe is not.
     pub(super) fn lose(&mut self, now: Moment, _slot: usize, live: &mut Live, why: &str) {
-        let Some(bearer) = live.bearer.take() else { return };
+        let Some(bearer) = live.take_bearer() else { return };
         live.pipe.detach(bearer.epoch);
         let got_further = live.got_further();
         self.drop_bearer(bearer);
@@ -435,7 +446,7 @@ impl Shard {
 
     pub(super) fn remove(&mut self, now: Moment, slot: usize, mut live: Box<Live>) {
         let end = live.pipe.over_with().cloned().expect("only what is over is removed");
-        if let Some(mut bearer) = live.bearer.take() {
+        if let Some(mut bearer) = live.take_bearer() {
             // The last frames may still fit into the socket.
             bearer.outbox.fill(now, &mut live.pipe);
             self.drop_bearer(bearer);

@@ -33,6 +33,7 @@ impl Shard {
             blocked_since: None,
             duplicates: 0,
             guest_at: None,
+            is_watched: false,
             stream: 0,
             was_full: false,
         };
@@ -125,7 +126,7 @@ impl Shard {
 
     pub(super) fn welcomed(&mut self, now: Moment, slot: usize, live: &mut Live, dial: u64, dialed: Dialed) {
         let Dialed { mut carrier, decoder, rest, welcome } = dialed;
-        let replaced = live.bearer.take();
+        let replaced = live.take_bearer();
         let down_for = match (&replaced, &live.role) {
             (None, Role::Client(client)) => now.since(client.lost_at),
             _ => Duration::ZERO,

@@ -345,6 +345,7 @@ impl Shard {
             blocked_since: None,
             duplicates: 0,
             guest_at: None,
+            is_watched: false,
             stream: 0,
             was_full: false,
         };
@@ -418,7 +419,7 @@ impl Shard {
         }
         // The order of a takeover: the proof held and the epoch is new; let go of the old carrier;
         // only then say what was received.
-        if let Some(old) = live.bearer.take() {
+        if let Some(old) = live.take_bearer() {
             self.drop_bearer(old);
         }
         let mut greeter = greeter;

@@ -26,6 +26,7 @@ impl Bearer {
             ends: false,
             writable: true,
             watched: Watched::ALL,
+            sight: None,
             lost: None,
             still: false,
             peer,

@@ -5,8 +5,8 @@
 //! are noted for the pipes' thread.
 //!
 //! While guests move much the poller is not asked about bytes on the carrier: each arrival would wake the pipes'
-//! thread to find that somebody is at it. A guest that has to wait asks the poller again before it
-//! does, and if none comes for [`GUEST_WAIT`] the pipes' thread does.
+//! thread to find that somebody is at it. A guest that has to wait for bytes does so at the carrier (see `lookout`),
+//! or asks the poller again before it waits elsewhere; if none comes for [`GUEST_WAIT`] the pipes' thread asks it.
 
 use super::*;
 
@@ -68,16 +68,23 @@ impl Shard {
         let Some(slot) = self.serials.get(&serial).copied() else { return 0 };
         let Slot::Live(live) = &mut self.slots[slot] else { return 0 };
         let now = self.rt.now();
-        if why == Visiting::Waits {
+        if why == Visiting::Waits && live.is_watched {
+            return 0;
+        }
+        if matches!(why, Visiting::Waits | Visiting::Leaves) {
             live.leave_alone(&self.registry, slot);
             if live.bearer.as_ref().is_some_and(|bearer| bearer.readable && !bearer.still) {
                 self.again.push(slot);
             }
             return 0;
         }
+        // Whoever comes to read does not wait at the carrier meanwhile.
+        live.is_watched &= to.is_empty();
         let dry = matches!(&live.local, Local::Duct(duct) if duct.is_dry()) && live.pipe.unread() == 0;
         let mut visit = Visit { is_guest: true, to: if dry { to } else { &mut [] }, filled: 0 };
-        if let Some(bearer) = live.bearer.as_mut().filter(|bearer| bearer.lost.is_none()) {
+        if let Some(bearer) = live.bearer.as_mut().filter(|bearer| bearer.lost.is_none())
+            && !live.is_watched
+        {
             bearer.readable |= bearer.is_calm();
             live.guest_at = Some(now);
         }
@@ -94,6 +101,28 @@ impl Shard {
             live.come_again(&self.registry, slot);
         }
         filled
+    }
+
+    /// A guest waits for bytes. Gives the carrier if that is where they come from next, and nobody else waits for them.
+    pub(in super::super) fn look_out(&mut self, serial: u64) -> Option<Arc<OwnedFd>> {
+        let slot = self.serials.get(&serial).copied()?;
+        let Slot::Live(live) = &mut self.slots[slot] else { return None };
+        let carrier = live.sight();
+        match &carrier {
+            Some(_) => {
+                if let Some(bearer) = &mut live.bearer {
+                    bearer.watch(&self.registry, slot, false);
+                }
+                (live.is_watched, live.guest_at) = (true, None);
+            }
+            None => {
+                live.leave_alone(&self.registry, slot);
+                if live.bearer.as_ref().is_some_and(|bearer| bearer.readable && !bearer.still) {
+                    self.again.push(slot);
+                }
+            }
+        }
+        carrier
     }
 }
 
@@ -127,7 +156,7 @@ impl Live {
             && let Local::Duct(duct) = &self.local
             && let Some(bearer) = &mut self.bearer
             && !bearer.is_calm()
-            && !duct.has_readers()
+            && duct.readers() == 0
         {
             bearer.watch(registry, slot, false);
         }
@@ -135,7 +164,7 @@ impl Live {
 
     /// No guest is expected any more.
     pub(super) fn leave_alone(&mut self, registry: &Registry, slot: usize) {
-        self.guest_at = None;
+        (self.guest_at, self.is_watched) = (None, false);
         if let Some(bearer) = &mut self.bearer {
             bearer.watch(registry, slot, true);
         }
@@ -160,7 +189,30 @@ impl Live {
             self.guest_at = Some(now);
             self.come_again(registry, slot);
         }
-        self.guest_at.is_some()
+        self.guest_at.is_some() || self.is_watched
+    }
+
+    /// The carrier, to wait at for what comes next.
+    fn sight(&mut self) -> Option<Arc<OwnedFd>> {
+        let Local::Duct(duct) = &self.local else { return None };
+        let bearer = self.bearer.as_mut()?;
+        let is_quiet = !bearer.readable && !bearer.ends && !bearer.still && bearer.lost.is_none();
+        if !is_quiet || duct.readers() != 1 {
+            return None;
+        }
+        if bearer.sight.is_none() {
+            bearer.sight = bearer.carrier.socket().duplicate().map(Arc::new);
+        }
+        bearer.sight.clone()
+    }
+
+    /// There is no carrier any more; whoever looks out for it looks elsewhere.
+    pub(super) fn take_bearer(&mut self) -> Option<Bearer> {
+        self.is_watched = false;
+        if let Local::Duct(duct) = &self.local {
+            duct.call_readers();
+        }
+        self.bearer.take()
     }
 
     /// Writers wait while what they brought cannot leave, and once the window is full until there is room for more
