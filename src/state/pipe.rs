@@ -855,9 +855,10 @@ impl Pipe {
         if self.is_owed() { self.settings.liveness.busy_dead } else { self.settings.liveness.idle_dead }
     }
 
-    /// Whether the peer has not acknowledged something that was put on this carrier.
+    /// Whether the peer has yet to acknowledge something: what was put on this carrier, or what would be if it had
+    /// said that there is room, which may have been lost.
     fn is_owed(&self) -> bool {
-        self.sent > self.replay.acked() || (self.fin_high && !self.fin_acked)
+        !self.replay.is_empty() || (self.fin_high && !self.fin_acked)
     }
 
     // ---- how it stands

@@ -396,6 +396,19 @@ fn with_unacknowledged_bytes_silence_is_noticed_in_six_seconds() {
 }
 
 #[test]
+fn bytes_that_wait_for_room_at_the_peer_are_owed_as_well() {
+    let mut bench = Bench::attached(Side::Client, 3);
+    bench.at(10_000);
+    bench.write("abcdef");
+    assert_eq!(bench.sent(), [Outgoing::Data { off: 0, len: 3 }]);
+    bench.pipe.heard(bench.now);
+    bench.control(1, acked(3, 3)).expect("true");
+    assert_eq!(bench.at(13_000), None);
+    assert_eq!(bench.sent(), [Outgoing::Control(Control::Ping { token: 1 })], "the word of more may be lost");
+    assert_eq!(bench.at(16_000), Some(1));
+}
+
+#[test]
 fn a_peer_that_reads_and_never_acknowledges_but_lives_keeps_its_carrier() {
     let mut bench = Bench::attached(Side::Client, 100);
     bench.write("anybody");
