@@ -153,7 +153,8 @@ fn follow(followers: usize, host: Ipv4Addr, port: u16, tokens: &[String]) -> Vec
     let began = Instant::now();
     while missing > 0 {
         // As many as the server's queue of connections takes, then whatever has come.
-        for at in connected..(connected + 256).min(followers) {
+        let next = (connected + 256).min(followers);
+        for at in connected..next {
             let mut socket = TcpStream::connect(SocketAddr::from((host, port))).expect("the server listens");
             let since = tokens.get(at).map(|token| format!("?since={token}")).unwrap_or_default();
             write!(socket, "GET /v1/streams/chat/1/events{since} HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -171,8 +172,8 @@ fn follow(followers: usize, host: Ipv4Addr, port: u16, tokens: &[String]) -> Vec
                     heard: String::new(),
                 },
             );
-            connected = at + 1;
         }
+        connected = next;
         let patience = if connected < followers { Duration::ZERO } else { Duration::from_secs(1) };
         poll.poll(&mut events, Some(patience)).expect("it polls");
         for event in &events {
