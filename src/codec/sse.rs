@@ -38,12 +38,11 @@ impl Event<'_> {
         if let Some(retry) = self.retry {
             field(out, "retry", &retry.as_millis().to_string());
         }
-        // `lines` would swallow a carriage return alone, which the format counts as a line end too.
-        for line in self.data.replace("\r\n", "\n").split(['\n', '\r']) {
+        each_line(self.data, |line| {
             out.extend_from_slice(b"data: ");
             out.extend_from_slice(line.as_bytes());
             out.push(b'\n');
-        }
+        });
         out.push(b'\n');
     }
 
@@ -55,10 +54,28 @@ impl Event<'_> {
     }
 }
 
+/// Calls `write` with each line. A carriage return alone ends one too, which `str::lines` does not know.
+pub(crate) fn each_line(text: &str, mut write: impl FnMut(&str)) {
+    // Most payloads are JSON, which has no line ends.
+    if has_none_of(text, [b'\n', b'\r']) {
+        return write(text);
+    }
+    text.replace("\r\n", "\n").split(['\n', '\r']).for_each(write);
+}
+
+/// Looks at many bytes at once.
+fn has_none_of<const N: usize>(text: &str, bytes: [u8; N]) -> bool {
+    let is_clean = |some: &[u8]| !some.iter().fold(false, |found, byte| found | bytes.contains(byte));
+    text.as_bytes().chunks(64).all(is_clean)
+}
+
 fn field(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
-    out.extend(value.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)));
+    match has_none_of(value, [b'\r', b'\n', 0]) {
+        true => out.extend_from_slice(value.as_bytes()),
+        false => out.extend(value.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0))),
+    }
     out.push(b'\n');
 }
 

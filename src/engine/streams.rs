@@ -558,6 +558,7 @@ impl StreamsEngine {
                     doors: doors.clone(),
                     limits,
                     followers_refused: followers_refused.clone(),
+                    alone: !stores.is_shared(),
                     hints_lost,
                     names: names.clone(),
                     numbers: numbers.clone(),

@@ -20,21 +20,74 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const MISSED: u64 = 16;
 const BYTES: usize = 60 * 1024;
 
+/// An engine on a store that counts what it is asked.
+struct Counted {
+    engine: StreamsEngine,
+    stores: Arc<FaultyStores<SqliteStores>>,
+    _crew: Crew,
+}
+
+impl Counted {
+    fn start() -> Counted {
+        let rt = Rt::real();
+        let clock = {
+            let rt = rt.clone();
+            Arc::new(move || rt.wall())
+        };
+        let fresh = Identity { store: rt.uuid_v4(), epoch: rt.uuid_v4() };
+        let stores = SqliteStores::in_memory(clock, fresh).expect("memory is there");
+        let stores = Arc::new(FaultyStores::new(stores, &rt, StoreFaults::CALM));
+        let crew = Crew::new(&rt);
+        let bus = Arc::new(LocalBus::default());
+        let config = StreamsConfig::new(rt.uuid_v4(), stores.clone(), bus);
+        let engine = StreamsEngine::start(&crew, config).expect("it starts");
+        Counted { engine, stores, _crew: crew }
+    }
+}
+
+#[test]
+fn who_follows_what_others_follow_already_costs_no_read_where_nobody_else_writes() {
+    let Counted { engine, stores, .. } = &Counted::start();
+    let streams = engine.streams();
+    streams.create("chat/1", CreateStream::default()).expect("made");
+    let follow = |since| {
+        let options = FollowOptions { since, ..FollowOptions::default() };
+        let mut follow = streams.follow("chat/1", options).expect("the stream is there");
+        let mut seen = 0;
+        loop {
+            let event = follow.next_within(PATIENCE).expect("nobody is cut").expect("in time");
+            match event.what {
+                What::Message(_) => seen += 1,
+                What::Live { .. } => return (follow, seen),
+                _ => {}
+            }
+        }
+    };
+    let (_first, _) = follow(Since::Start);
+    let before = stores.calls("catch_up");
+    let mut all = Vec::new();
+    for n in 1..=50 {
+        let token = streams.append("chat/1", None, &n).expect("written").token;
+        for (since, expected) in [(Since::Start, n), (Since::After(token), 0), (Since::Now, 0)] {
+            let (follow, seen) = follow(since);
+            assert_eq!(seen, expected, "what was written before is there before it is live: {since:?}");
+            all.push(follow);
+        }
+    }
+    let reads = stores.calls("catch_up") - before;
+    // One after the poll that looks every ten seconds whether anything was missed, on a slow machine.
+    assert!(reads <= 3, "{reads} reads for {} followers", all.len());
+    for follow in &mut all[150 - 3..] {
+        streams.append("chat/1", None, &"more").expect("written");
+        let more = follow.next_within(PATIENCE).expect("nobody is cut").expect("in time");
+        assert!(matches!(more.what, What::Message(_)), "{more:?}");
+    }
+}
+
 #[test]
 fn many_that_come_back_at_once_share_one_read_for_each_page() {
     let many: usize = if slow() { 10_000 } else { 1_000 };
-    let rt = Rt::real();
-    let clock = {
-        let rt = rt.clone();
-        Arc::new(move || rt.wall())
-    };
-    let fresh = Identity { store: rt.uuid_v4(), epoch: rt.uuid_v4() };
-    let stores = SqliteStores::in_memory(clock, fresh).expect("memory is there");
-    let stores = Arc::new(FaultyStores::new(stores, &rt, StoreFaults::CALM));
-    let crew = Crew::new(&rt);
-    let bus = Arc::new(LocalBus::default());
-    let config = StreamsConfig::new(rt.uuid_v4(), stores.clone(), bus);
-    let engine = StreamsEngine::start(&crew, config).expect("it starts");
+    let Counted { engine, stores, .. } = &Counted::start();
     let streams = engine.streams();
     streams.create("chat/1", CreateStream::default()).expect("made");
     let token = streams.append("chat/1", None, &"seen").expect("written").token;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use base64::Engine as _;
 use uuid::Uuid;
 
+use crate::codec::sse;
 use crate::codec::token::{Tag, Token};
 use crate::rt::{Lock, Rand, Wall};
 use crate::state::stream::Cursor;
@@ -164,15 +165,15 @@ pub(super) fn say(events: &[Event], voice: &Voice<'_>) -> Option<Vec<u8>> {
 /// being taken for it.
 fn push_data(out: &mut Vec<u8>, mode: Mode, body: &[u8]) {
     let text = match mode {
-        Mode::Json | Mode::Text => String::from_utf8_lossy(body).into_owned(),
-        Mode::Bytes => base64::engine::general_purpose::STANDARD.encode(body),
+        Mode::Json | Mode::Text => String::from_utf8_lossy(body),
+        Mode::Bytes => base64::engine::general_purpose::STANDARD.encode(body).into(),
     };
     out.extend_from_slice(b"event: data\n");
-    for line in text.replace("\r\n", "\n").split(['\n', '\r']) {
+    sse::each_line(&text, |line| {
         out.extend_from_slice(if line.starts_with(' ') { b"data: " } else { b"data:" });
         out.extend_from_slice(line.as_bytes());
         out.push(b'\n');
-    }
+    });
     out.push(b'\n');
 }
 

@@ -63,6 +63,8 @@ pub(super) struct Surroundings {
     pub limits: super::Limits,
     /// Counts followers that were one too many.
     pub followers_refused: Counter,
+    /// Nobody but this engine writes to the store.
+    pub alone: bool,
     /// Set by the bus when hints were lost.
     pub hints_lost: Arc<AtomicBool>,
     pub names: Arc<super::Names>,

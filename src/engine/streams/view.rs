@@ -98,6 +98,11 @@ impl View {
         (generation, pos) > (self.row.state.generation, self.shown)
     }
 
+    /// Whether nothing of the stream as it was read last is still to be read.
+    pub(super) fn is_whole(&self) -> bool {
+        self.shown >= self.row.state.pos
+    }
+
     /// The parts of the turn the stream is in, or was in last.
     fn current<'a>(&self, turns: &'a [Turn]) -> Option<&'a Turn> {
         turns.iter().find(|turn| turn.number() == self.row.state.turn_no)

@@ -96,6 +96,14 @@ impl Entry {
             && !self.reading
     }
 
+    /// Whether all that was heard of is in the view.
+    pub(super) fn is_current(&self) -> bool {
+        let asked = if self.reading { self.asked } else { (0, 0) };
+        let (generation, pos) = self.hinted.max(asked);
+        let has_all = |view: &View| view.is_whole() && !view.lags(generation, pos);
+        !self.degraded && self.view.as_ref().is_some_and(has_all)
+    }
+
     pub(super) fn turn(&mut self, number: u32) -> Option<&mut Turn> {
         self.turns.iter_mut().find(|turn| turn.number() == number)
     }

@@ -22,7 +22,9 @@ impl StreamsRoom {
         // Whoever begins anew has lost nothing by the cut, and may be somebody else.
         let back = matches!(since, Since::After(_)) && self.slow.takes(self.around.rt.now(), stream, who);
         let previous = back.then(|| Ended::Slow.name());
+        let hears_all = self.hears_all();
         let entry = self.enter(stream);
+        let is_known = hears_all && entry.is_current();
         // Registered before anything is read for it: whatever happens from here on reaches it.
         entry.followers.push(id);
         entry.apart.push(id);
@@ -31,7 +33,7 @@ impl StreamsRoom {
             Since::Start | Since::Now => Cursor::default(),
             Since::After(token) => token.cursor,
         };
-        let step = Step::Opening { read };
+        let step = Step::Opening { read: if is_known { 0 } else { read } };
         let follower = Follower {
             stream,
             since,
@@ -62,11 +64,11 @@ impl StreamsRoom {
         // Whoever knows better has said it before.
         follower.visit.end("unfollowed");
         let Some(entry) = self.streams.get_mut(&follower.stream) else { return };
-        entry.followers.retain(|other| *other != id);
+        forget(&mut entry.followers, id);
         if follower.joined {
             let crowd = entry.crowd(follower.parts);
             match &follower.tap {
-                Tap::Channel(_) => crowd.channels.retain(|other| *other != id),
+                Tap::Channel(_) => forget(&mut crowd.channels, id),
                 Tap::Link { link, format, .. } => {
                     if let Some(group) = crowd.group(*format) {
                         group.leave(link);
@@ -74,7 +76,7 @@ impl StreamsRoom {
                 }
             }
         } else {
-            entry.apart.retain(|other| *other != id);
+            forget(&mut entry.apart, id);
         }
         self.touched.push(follower.stream);
     }
@@ -460,4 +462,11 @@ fn join(
     follower.cursor = tip;
     follower.joined = true;
     Told::Well
+}
+
+/// Takes one out of many that stand in no order.
+fn forget(all: &mut Vec<FollowerId>, one: FollowerId) {
+    if let Some(at) = all.iter().position(|other| *other == one) {
+        all.swap_remove(at);
+    }
 }

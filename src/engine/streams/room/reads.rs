@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -71,6 +72,11 @@ impl StreamsRoom {
         let Some(entry) = self.streams.get_mut(&stream) else { return };
         entry.hinted = LOOK;
         self.touched.push(stream);
+    }
+
+    /// Whether everything that anybody writes is told here, and nothing of it was lost.
+    pub(super) fn hears_all(&self) -> bool {
+        self.around.alone && !self.polling && !self.around.hints_lost.load(Ordering::Acquire)
     }
 
     pub(super) fn hints_lost(&mut self, now: Moment) {
