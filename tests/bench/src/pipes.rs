@@ -109,6 +109,24 @@ impl WebSockets {
     }
 }
 
+/// Cuts the carriers of all pipes that lead there, and waits until they are gone.
+fn cut_all(listener: &PipeListener, target: &'static str) -> u64 {
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    let handle = listener.pipes();
+    handle.list(move |infos| {
+        let ids = infos.into_iter().filter(|info| info.target == target && info.attached).map(|info| info.id);
+        tell.send(ids.collect::<Vec<_>>()).expect("it is waited for");
+    });
+    let ids = told.recv().expect("it answers");
+    let (tell, told) = std::sync::mpsc::sync_channel(ids.len());
+    for id in &ids {
+        let tell = tell.clone();
+        handle.cut(*id, move |found| tell.send(found).expect("it is waited for"));
+    }
+    ids.iter().for_each(|_| assert!(told.recv().expect("it answers"), "it was there"));
+    ids.len() as u64
+}
+
 fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").expect("linux");
     text.split_whitespace().nth(1).expect("a field").parse::<u64>().expect("a number") * 4_096
@@ -158,7 +176,7 @@ pub(crate) fn run(bench: &mut Bench) {
         || {
             Sample::take(|| {
                 for round in 0..20_u8 {
-                    ours.reconnect_now();
+                    assert_eq!(cut_all(&listener, "bench"), 1);
                     (&ours).write_all(&[round]).expect("it is taken");
                     let mut got = [0];
                     (&theirs).read_exact(&mut got).expect("it comes");
@@ -231,7 +249,7 @@ fn crowd(bench: &mut Bench, rt: &Rt, listener: &PipeListener) {
         || Sample::recorded(CROWD as f64 / 2.0),
         || {
             Sample::take(|| {
-                both.iter().for_each(|(ours, _)| ours.reconnect_now());
+                assert_eq!(cut_all(listener, "crowd"), CROWD as u64);
                 ask(1);
                 assert!(both.iter().all(|(ours, _)| ours.state() == State::Connected));
                 CROWD as u64
