@@ -30,7 +30,8 @@ if ! "$python" -c 'import autobahntestsuite' 2>/dev/null; then
     # A namespace package: in a folder that is no site-packages it needs this to be found.
     touch "$home/py/zope/__init__.py"
 fi
-suite() { "$python" -c 'from autobahntestsuite import wstest; wstest.run()' "$@"; }
+wstest='from autobahntestsuite import wstest; wstest.run()'
+suite() { "$python" -c "$wstest" "$@"; }
 
 [ -n "${WS_ECHO:-}" ] || cargo build --locked --quiet --example ws_echo
 echo_program=${WS_ECHO:-$target/debug/examples/ws_echo}
@@ -83,7 +84,8 @@ JSON
 {"url": "ws://$at", "outdir": "$report", "cases": [$quoted], "exclude-cases": ["12.*", "13.*"],
  "exclude-agent-cases": {}}
 JSON
-        suite -m fuzzingserver -s "$home/$role.json" -u 0 >"$home/$role.log" 2>&1 &
+        # Not through the function: the shell that ran it would be killed in the end, and not the suite.
+        "$python" -c "$wstest" -m fuzzingserver -s "$home/$role.json" -u 0 >"$home/$role.log" 2>&1 &
         children+=($!)
         for _ in $(seq 100); do (exec 3<>"/dev/tcp/${at/://}") 2>/dev/null && break || sleep 0.1; done
         "$echo_program" cases "ws://$at" || { tail "$home/$role.log"; status=1; }
