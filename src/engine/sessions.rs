@@ -183,18 +183,13 @@ impl<P: Procedures> Sessions<P> {
             }
             Message::Resume { session, stream } => self.resume(now, session, &stream),
             Message::Refresh(client) => {
-                let of = |id: &String| client.as_ref().is_none_or(|client| client == id);
-                let mut all: Vec<u64> =
-                    self.by_client.iter().filter(|(id, _)| of(id)).map(|(_, key)| *key).collect();
-                all.sort_unstable();
-                all.into_iter().for_each(|key| self.step(now, key, Input::AskRefresh));
+                let of = self.of_client(client.as_deref());
+                of.into_iter().for_each(|key| self.step(now, key, Input::AskRefresh));
             }
             Message::Recheck => {
-                let holds = |entry: &Entry| self.admission.holds(&entry.client.metadata());
-                let mut all: Vec<u64> =
-                    self.sessions.iter().filter(|(_, entry)| !holds(entry)).map(|(key, _)| *key).collect();
-                all.sort_unstable();
-                all.into_iter().for_each(|key| self.step(now, key, Input::AskRefresh));
+                let mut stale = self.of_client(None);
+                stale.retain(|key| !self.admission.holds(&self.sessions[key].client.metadata()));
+                stale.into_iter().for_each(|key| self.step(now, key, Input::AskRefresh));
             }
             Message::EndClient(client, cause) => {
                 if let Some(key) = self.by_client.get(&client).copied() {
@@ -202,13 +197,18 @@ impl<P: Procedures> Sessions<P> {
                 }
             }
             Message::Cut(client) => {
-                let of = |id: &String| client.as_ref().is_none_or(|client| client == id);
-                let mut all: Vec<u64> =
-                    self.by_client.iter().filter(|(id, _)| of(id)).map(|(_, key)| *key).collect();
-                all.sort_unstable();
-                all.into_iter().for_each(|key| self.step(now, key, Input::Cut(Cause::LinkLost)));
+                let of = self.of_client(client.as_deref());
+                of.into_iter().for_each(|key| self.step(now, key, Input::Cut(Cause::LinkLost)));
             }
         }
+    }
+
+    /// The sessions of this client, or of all, in an order that is always the same.
+    fn of_client(&self, client: Option<&str>) -> Vec<u64> {
+        let of = |id: &str| client.is_none_or(|client| client == id);
+        let mut all: Vec<u64> = self.by_client.iter().filter(|(id, _)| of(id)).map(|(_, key)| *key).collect();
+        all.sort_unstable();
+        all
     }
 
     // ---- sessions ----

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::effort::not_run;
+use crate::effort::{not_run, remark};
 use crate::process::Daemon;
 
 /// How long something of these may take: they are other people's programs, on a machine with other work.
@@ -62,7 +62,7 @@ fn suite(folder: &Path, daemon: &Daemon, only: Option<&str>) -> (u64, Vec<String
     let count = |name: &str| results[name].as_u64().unwrap_or_else(|| panic!("no {name} in {results}"));
     let (passed, failed, skipped) =
         (count("numPassedTests"), count("numFailedTests"), count("numPendingTests"));
-    not_run(&format!("Durable Streams suite: {passed} passed, {failed} failed, {skipped} skipped"));
+    remark(&format!("Durable Streams suite: {passed} passed, {failed} failed, {skipped} skipped"));
     let failures: Vec<String> = results["testResults"]
         .as_array()
         .into_iter()

@@ -7,10 +7,15 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// Says what was not run and what it lacks, past the test's own capture: it passes, and somebody has to know.
+/// Says what was not run and what it lacks: the test passes, and somebody has to know.
 pub(crate) fn not_run(what: &str) {
+    remark(&format!("NOT RUN: {what}"));
+}
+
+/// Says something past the test's own capture.
+pub(crate) fn remark(what: &str) {
     // Nobody can be told that nobody can be told.
-    let _ = writeln!(std::io::stderr(), "\n*** NOT RUN: {what}\n");
+    let _ = writeln!(std::io::stderr(), "\n*** {what}\n");
 }
 
 /// How often to do it: `CYCLES` if that is set, `whole` with `SLOW=1`, `slice` otherwise.

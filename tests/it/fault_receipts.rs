@@ -58,6 +58,16 @@ fn patient(wait: Duration) -> ureq::Agent {
     ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(wait)).build().into()
 }
 
+/// Records something of this id and has it synced before the answer, which this is the status of.
+pub(crate) fn record(agent: &ureq::Agent, url: &str, id: &str) -> Result<u16, ureq::Error> {
+    let sent = agent
+        .post(format!("{url}/v1/connections"))
+        .header("prefer", "durable")
+        .header("content-type", "application/json")
+        .send(json!({"id": id, "type": "workspace_app", "status": "connected"}).to_string());
+    sent.map(|answer| answer.status().as_u16())
+}
+
 /// GET; the status and the body.
 pub(crate) fn look(url: &str, path: &str) -> (u16, String) {
     // An export after a hundred restarts is longer than what is read by itself, and takes longer than other answers.
@@ -119,15 +129,9 @@ fn fault_every_receipt_outlives_a_kill_exactly_once() {
         let agent = agent();
         loop {
             let id = uuid::Uuid::from_u128(next.fetch_add(1, Ordering::Relaxed).into()).to_string();
-            let body = json!({"id": id, "type": "workspace_app", "status": "connected"}).to_string();
-            let sent = agent
-                .post(format!("{url}/v1/connections"))
-                .header("prefer", "durable")
-                .header("content-type", "application/json")
-                .send(body);
-            match sent {
-                Ok(answer) if answer.status() == 202 => receipts.lock().expect("no client panics").push(id),
-                Ok(answer) => panic!("{} to a record", answer.status()),
+            match record(&agent, url, &id) {
+                Ok(202) => receipts.lock().expect("no client panics").push(id),
+                Ok(status) => panic!("{status} to a record"),
                 Err(_) => return,
             }
         }

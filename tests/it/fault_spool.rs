@@ -8,10 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
-use serde_json::json;
 
 use crate::effort::{cycles, not_run};
-use crate::fault_receipts::{agent, look, start, stored};
+use crate::fault_receipts::{agent, look, record, start, stored};
 use crate::process::{PATIENCE, towpath};
 
 /// A daemon in a process group with its tracer; both are killed when it is dropped.
@@ -99,14 +98,7 @@ fn fault_a_system_call_that_fails_on_the_spool_costs_no_receipt() {
                 let agent = agent();
                 for id in 1..=40_u128 {
                     let id = uuid::Uuid::from_u128(id).to_string();
-                    let body = json!({"id": id, "type": "workspace_app", "status": "connected"}).to_string();
-                    let sent = agent
-                        .post(format!("{url}/v1/connections"))
-                        .header("prefer", "durable")
-                        .header("content-type", "application/json")
-                        .send(body);
-                    let status = sent.expect("it answers").status().as_u16();
-                    match status {
+                    match record(&agent, url, &id).expect("it answers") {
                         202 => given.push(id),
                         500 | 503 => refused += 1,
                         other => panic!("{other} to a record, with {injection}"),
