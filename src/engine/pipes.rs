@@ -442,13 +442,13 @@ impl Owner for OwnerOf {
         }
     }
 
-    fn visit(&self, to: &mut [u8], why: Visiting, until: Option<Moment>) -> Option<usize> {
+    fn visit(&self, why: Visiting<'_>, until: Option<Moment>) -> Option<usize> {
         let seat = &self.port.seat;
-        let mut guest = match why {
-            Visiting::Wrote => seat.enter(&self.port)?,
-            _ => seat.enter_in_turn(&self.rt, &self.port, until)?,
+        let mut guest = match why.is_worth_a_wait() {
+            true => seat.enter_in_turn(&self.rt, &self.port, until)?,
+            false => seat.enter(&self.port)?,
         };
-        Some(guest.shard().visit(self.serial, to, why))
+        Some(guest.shard().visit(self.serial, why))
     }
 
     fn look_out(&self, until: Option<Moment>) -> Option<Arc<OwnedFd>> {

@@ -58,9 +58,9 @@ pub(crate) trait Owner: Send + Sync {
     /// Something changed here.
     fn poke(&self);
 
-    /// Looks after the pipe on the calling thread: what was written leaves, and what came goes to `to` if nothing
-    /// waits in front of it; gives how many. Nothing is done if somebody else is at it, for too long.
-    fn visit(&self, to: &mut [u8], why: Visiting, until: Option<Moment>) -> Option<usize>;
+    /// Looks after the pipe on the calling thread: what was written leaves, and what came is read. Gives how many
+    /// bytes of those that the guest brought were moved. Nothing is done if somebody else is at it, for too long.
+    fn visit(&self, why: Visiting<'_>, until: Option<Moment>) -> Option<usize>;
 
     /// The calling thread is about to wait for bytes, where it can be called already. Gives the carrier, if it may
     /// wait there: it does not wait elsewhere then, and visits at once when something comes.
@@ -77,18 +77,23 @@ pub(super) enum Held {
 }
 
 /// Why a handle's thread looks after its pipe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Visiting {
-    /// It has written something.
-    Wrote,
-    /// It has written much: worth waiting a moment for whoever is at it.
-    Brings,
-    /// It wants what there is.
-    Reads,
+#[derive(Debug)]
+pub(crate) enum Visiting<'a> {
+    /// It has these to write, behind what waits; none if all of it waits already.
+    Writes(&'a [u8]),
+    /// It wants what there is here, unless others wait in front of it.
+    Reads(&'a mut [u8]),
     /// It goes to wait for something to happen, where it can be called already.
     Waits,
     /// It has waited at the carrier, and does not any more.
     Leaves,
+}
+
+impl Visiting<'_> {
+    /// Whether it is worth waiting a moment for whoever is at it.
+    pub(crate) fn is_worth_a_wait(&self) -> bool {
+        !matches!(self, Visiting::Writes(bytes) if bytes.len() < LARGE)
+    }
 }
 
 struct Queues {
@@ -120,8 +125,8 @@ enum Call {
 /// What the owner found in the duct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Found {
-    /// Bytes went into the pipe.
-    pub(super) moved: bool,
+    /// What is written next may go into the pipe at once.
+    pub(super) passes: bool,
     /// The local side ended its direction.
     pub(super) ended: bool,
     /// Nobody holds a handle any more.
@@ -160,9 +165,10 @@ impl Duct {
     }
 
     /// Does it here, or has it done.
-    fn visit(&self, to: &mut [u8], why: Visiting, until: Option<Moment>) -> usize {
-        self.owner.visit(to, why, until).unwrap_or_else(|| {
-            self.waits.fetch_or(matches!(why, Visiting::Waits | Visiting::Leaves), Ordering::SeqCst);
+    fn visit(&self, why: Visiting<'_>, until: Option<Moment>) -> usize {
+        let waits = matches!(why, Visiting::Waits | Visiting::Leaves);
+        self.owner.visit(why, until).unwrap_or_else(|| {
+            self.waits.fetch_or(waits, Ordering::SeqCst);
             self.poke();
             0
         })
@@ -209,16 +215,23 @@ impl Duct {
         if bytes.is_empty() {
             return Ok(0);
         }
-        let no_room = || Err(timed_out("no room in the pipe"));
-        let mut piece = Replay::new(0, QUEUE);
-        let mut pool = Pool::new(0);
         if self.is_full() {
-            self.visit(&mut [], Visiting::Reads, until);
+            self.visit(Visiting::Reads(&mut []), until);
         }
         if self.is_full() {
             // What the peer will say about room is to be heard.
-            self.visit(&mut [], Visiting::Waits, until);
+            self.visit(Visiting::Waits, until);
+        } else if let Some(written @ 1..) = self.owner.visit(Visiting::Writes(bytes), until) {
+            return Ok(written);
         }
+        self.write_queued(bytes, until)
+    }
+
+    /// The same for bytes that the pipe does not take yet: they wait here.
+    fn write_queued(&self, bytes: &[u8], until: Option<Moment>) -> io::Result<usize> {
+        let no_room = || Err(timed_out("no room in the pipe"));
+        let mut piece = Replay::new(0, QUEUE);
+        let mut pool = Pool::new(0);
         if bytes.len() >= LARGE {
             let room = self.wait(until, Queues::writable).unwrap_or_else(no_room)?;
             let count = bytes.len().min(room);
@@ -242,7 +255,7 @@ impl Duct {
         piece.clear(&mut pool);
         self.chunks.lock().put_back(pool);
         let written = written.unwrap_or_else(no_room)?;
-        self.visit(&mut [], if written < LARGE { Visiting::Wrote } else { Visiting::Brings }, until);
+        self.visit(Visiting::Writes(&[]), until);
         Ok(written)
     }
 
@@ -269,7 +282,7 @@ impl Duct {
             if let Some(read) = self.read_queued(buffer) {
                 return read;
             }
-            match self.visit(buffer, Visiting::Reads, until) {
+            match self.visit(Visiting::Reads(buffer), until) {
                 0 => {}
                 count => return Ok(count),
             }
@@ -298,7 +311,7 @@ impl Duct {
             queues.lookout.get_or_insert_with(|| lookout.clone());
         }
         if !in_time {
-            self.visit(&mut [], Visiting::Leaves, None);
+            self.visit(Visiting::Leaves, None);
         }
         in_time
     }
@@ -307,7 +320,7 @@ impl Duct {
     fn wait_to_be_called(&self, until: Option<Moment>) -> bool {
         let (wake, woken) = self.rt.channel("pipe-wait", 1);
         let Some(ticket) = self.line_up(Call::Word(wake)) else { return true };
-        self.visit(&mut [], Visiting::Waits, until);
+        self.visit(Visiting::Waits, until);
         let in_time = Self::wait_for(&woken, until);
         if !in_time {
             self.queues.lock().readers.remove(&ticket);
@@ -417,7 +430,8 @@ impl Duct {
             let count = pipe.write_from(&mut queues.up, pool);
             let ended = queues.up_ended && queues.up.is_empty();
             let waiting = if count > 0 { std::mem::take(&mut queues.waiting) } else { Waiting::new() };
-            (Found { moved: count > 0, ended, dropped: queues.dropped }, waiting)
+            let passes = queues.up.is_empty() && matches!(queues.writable(), Some(Ok(_)));
+            (Found { passes, ended, dropped: queues.dropped }, waiting)
         };
         wake(waiting);
         found

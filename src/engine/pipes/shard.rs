@@ -173,6 +173,8 @@ struct Live {
     is_watched: bool,
     /// Guests move much at once; runs out with small pieces.
     stream: u8,
+    /// How much was written when a guest last looked whether anything came.
+    looked_at: u64,
     /// The window was full, and is nearly so still.
     was_full: bool,
 }

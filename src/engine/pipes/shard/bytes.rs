@@ -4,7 +4,7 @@ use super::*;
 
 impl Shard {
     pub(super) fn turn(&mut self, now: Moment, slot: usize) {
-        self.turn_with(now, slot, &mut Visit::none());
+        self.turn_with(now, slot, &mut Visit::Own);
     }
 
     pub(super) fn turn_with(&mut self, now: Moment, slot: usize, visit: &mut Visit<'_>) {
@@ -13,7 +13,7 @@ impl Shard {
             Slot::Greeter(greeter) => self.turn_greeter(now, slot, greeter),
             Slot::Splice(splice) => self.turn_splice(now, slot, splice),
             Slot::Live(mut live) => {
-                if !visit.is_guest {
+                if !visit.is_guest() {
                     if let Some(why) = live.bearer.as_mut().and_then(|bearer| bearer.lost.take()) {
                         self.lose(now, slot, &mut live, &why);
                     }
@@ -28,18 +28,21 @@ impl Shard {
                 loop {
                     let count = self.read_carrier(now, slot, &mut live, visit)
                         + self.give_local(now, &mut live)
-                        + self.take_local(now, &mut live)
+                        + self.take_local(now, &mut live, visit)
                         + self.write_carrier(now, slot, &mut live, visit);
                     moved += count;
-                    if count == 0 || visit.is_full() {
+                    if count == 0 {
                         break;
                     }
                     if moved >= TURN {
                         self.again.push(slot);
                         break;
                     }
+                    if visit.is_done() {
+                        break;
+                    }
                 }
-                if visit.is_guest && live.is_finished() {
+                if visit.is_guest() && live.is_finished() {
                     // Its end is told by the pipes' thread.
                     self.slots[slot] = Slot::Live(live);
                     return self.again.push(slot);
@@ -50,7 +53,7 @@ impl Shard {
     }
 
     fn read_carrier(&mut self, now: Moment, slot: usize, live: &mut Live, visit: &mut Visit<'_>) -> usize {
-        if !visit.is_guest && live.is_left_to_guests(now, &self.registry, slot) {
+        if !visit.is_guest() && live.is_left_to_guests(now, &self.registry, slot) {
             return 0;
         }
         let Some(bearer) = live.bearer.as_mut().filter(|bearer| bearer.readable && !bearer.still) else {
@@ -106,7 +109,7 @@ impl Shard {
             bearer.decoder.passed(count);
         }
         let count = match read {
-            Ok(0) if visit.is_guest => {
+            Ok(0) if visit.is_guest() => {
                 (bearer.ends, bearer.readable) = (true, true);
                 self.again.push(slot);
                 0
@@ -159,7 +162,7 @@ impl Shard {
                     Ok(fresh) => {
                         live.down += fresh.len() as u64;
                         let direct = match live.pipe.unread() {
-                            0 if visit.is_guest => visit.take(fresh),
+                            0 if visit.is_guest() => visit.take(fresh),
                             0 => live.local.write_now(fresh),
                             _ => 0,
                         };
@@ -241,7 +244,7 @@ impl Shard {
     }
 
     /// Bytes of the local side go into the pipe.
-    pub(super) fn take_local(&mut self, now: Moment, live: &mut Live) -> usize {
+    pub(super) fn take_local(&mut self, now: Moment, live: &mut Live, visit: &mut Visit<'_>) -> usize {
         if live.pipe.over_with().is_some() {
             return 0;
         }
@@ -254,6 +257,10 @@ impl Shard {
                 }
                 if found.dropped {
                     live.dropped_at.get_or_insert(now);
+                }
+                if found.passes && !visit.brings().is_empty() {
+                    let count = live.pipe.write(visit.brings(), &mut self.pool);
+                    visit.gave(count);
                 }
                 let count = live.pipe.written().0 - before;
                 live.up += count;
@@ -346,7 +353,7 @@ impl Shard {
     /// The carrier is broken. A guest only notes it: what follows is told to others.
     fn broke(&mut self, now: Moment, slot: usize, live: &mut Live, why: &str, visit: &Visit<'_>) {
         match &mut live.bearer {
-            Some(bearer) if visit.is_guest => {
+            Some(bearer) if visit.is_guest() => {
                 bearer.lost = Some(why.to_owned());
                 (bearer.readable, bearer.writable) = (false, false);
                 self.again.push(slot);

@@ -35,6 +35,7 @@ impl Shard {
             guest_at: None,
             is_watched: false,
             stream: 0,
+            looked_at: 0,
             was_full: false,
         };
         self.clients += 1;
@@ -178,7 +179,7 @@ impl Shard {
         live.goodbye_by = None;
         if !rest.is_empty() {
             live.heard(now);
-            self.take_in(now, live, &rest, &mut Visit::none());
+            self.take_in(now, live, &rest, &mut Visit::Own);
         }
     }
 

@@ -347,6 +347,7 @@ impl Shard {
             guest_at: None,
             is_watched: false,
             stream: 0,
+            looked_at: 0,
             was_full: false,
         };
         self.ids.insert(id, slot);
@@ -398,7 +399,7 @@ impl Shard {
         if !still_allowed {
             let end = End::new(Ending::NotAllowed, "the target is not on the allow-list any more");
             live.pipe.abort(end.clone(), &mut self.pool);
-            self.write_carrier(now, owner, &mut live, &Visit::none());
+            self.write_carrier(now, owner, &mut live, &Visit::Own);
             self.settle(now, owner, live);
             self.shared.figures.resume_refused(end.code);
             return self.refuse(slot, greeter, end, None);
@@ -412,7 +413,7 @@ impl Shard {
         if let Err(violation) = live.pipe.check_peer(claim.stand().recv) {
             let end = End::new(Ending::Protocol, violation.to_string());
             live.pipe.abort(end.clone(), &mut self.pool);
-            self.write_carrier(now, owner, &mut live, &Visit::none());
+            self.write_carrier(now, owner, &mut live, &Visit::Own);
             self.settle(now, owner, live);
             self.shared.figures.resume_refused(end.code);
             return self.refuse(slot, greeter, end, None);
@@ -465,10 +466,10 @@ impl Shard {
         (self.shared.notes)(&Note::Attached { id: claim.id(), replayed });
         // Before the next takeover of the same round can drop it: whoever wins, the loser knows that it had
         // won before.
-        self.write_carrier(now, owner, &mut live, &Visit::none());
+        self.write_carrier(now, owner, &mut live, &Visit::Own);
         if !rest.is_empty() {
             live.heard(now);
-            self.take_in(now, &mut live, rest, &mut Visit::none());
+            self.take_in(now, &mut live, rest, &mut Visit::Own);
         }
         self.settle(now, owner, live);
         self.again.push(owner);

@@ -1,7 +1,7 @@
 //! Guests: threads that hold a handle, and move its bytes themselves.
 //!
 //! A guest reads what the carrier has straight into the buffer it came with, and writes what it brought to the
-//! carrier while the bytes are in its cache. It does nothing else: a carrier that is broken and a pipe that is over
+//! carrier while the bytes are in its cache, behind what waits only. It does nothing else: a carrier that is broken and a pipe that is over
 //! are noted for the pipes' thread.
 //!
 //! While guests move much the poller is not asked about bytes on the carrier: each arrival would wake the pipes'
@@ -20,87 +20,137 @@ const WORDS: u8 = 8;
 /// finds a carrier that takes it at once.
 const BACKLOG: u64 = 64 * 1024;
 
-/// Who moves bytes, and where to they may be read.
-pub(super) struct Visit<'a> {
-    /// Not the pipes' thread.
-    pub(super) is_guest: bool,
-    to: &'a mut [u8],
-    filled: usize,
+/// How much a guest may write before it looks whether anything came.
+const LOOK: u64 = 256 * 1024;
+/// The most that a guest writes at once.
+const BRINGS_MAX: usize = 512 * 1024;
+
+/// Who moves bytes, and what of them.
+pub(super) enum Visit<'a> {
+    /// The pipes' own thread does, what there is.
+    Own,
+    /// A guest is here to read: where to, and how much of it is filled.
+    Reads(&'a mut [u8], usize),
+    /// A guest is here to write this.
+    Writes(&'a [u8]),
 }
 
 impl Visit<'_> {
-    /// The pipes' own thread.
-    pub(super) fn none() -> Visit<'static> {
-        Visit { is_guest: false, to: &mut [], filled: 0 }
+    /// Not the pipes' thread.
+    pub(super) fn is_guest(&self) -> bool {
+        !matches!(self, Visit::Own)
     }
 
-    /// How many more bytes it takes.
-    pub(super) fn room(&self) -> usize {
-        self.to.len() - self.filled
-    }
-
+    /// Where received bytes may go.
     pub(super) fn space(&mut self) -> &mut [u8] {
-        &mut self.to[self.filled..]
+        match self {
+            Visit::Reads(to, filled) => &mut to[*filled..],
+            Visit::Own | Visit::Writes(_) => &mut [],
+        }
+    }
+
+    /// How many bytes that is.
+    pub(super) fn room(&self) -> usize {
+        match self {
+            Visit::Reads(to, filled) => to.len() - filled,
+            Visit::Own | Visit::Writes(_) => 0,
+        }
     }
 
     /// The first `count` bytes of its space have come.
     pub(super) fn filled(&mut self, count: usize) {
-        self.filled += count;
+        if let Visit::Reads(_, filled) = self {
+            *filled += count;
+        }
     }
 
     /// Copies as many of them as there is room for; gives how many.
     pub(super) fn take(&mut self, bytes: &[u8]) -> usize {
         let count = bytes.len().min(self.room());
         self.space()[..count].copy_from_slice(&bytes[..count]);
-        self.filled += count;
+        self.filled(count);
         count
     }
 
-    /// It has all it came for.
-    pub(super) fn is_full(&self) -> bool {
-        !self.to.is_empty() && self.room() == 0
+    /// What it has to write.
+    pub(super) fn brings(&self) -> &[u8] {
+        match self {
+            Visit::Writes(bytes) => bytes,
+            Visit::Own | Visit::Reads(..) => &[],
+        }
+    }
+
+    /// The first `count` of those are the pipe's now.
+    pub(super) fn gave(&mut self, count: usize) {
+        if let Visit::Writes(bytes) = self {
+            *bytes = &bytes[count..];
+        }
+    }
+
+    /// How much it has yet to read or write.
+    fn size(&self) -> usize {
+        self.room().max(self.brings().len())
+    }
+
+    /// It has done all it came for.
+    pub(super) fn is_done(&self) -> bool {
+        match self {
+            Visit::Own => false,
+            Visit::Reads(to, filled) => !to.is_empty() && to.len() == *filled,
+            Visit::Writes(left) => left.is_empty(),
+        }
     }
 }
 
 impl Shard {
-    /// A guest is here. Received bytes go to `to` if nothing waits in front of them; gives how many.
-    pub(in super::super) fn visit(&mut self, serial: u64, to: &mut [u8], why: Visiting) -> usize {
+    /// A guest is here. Gives how many of the bytes that it brought, or wants, were moved.
+    pub(in super::super) fn visit(&mut self, serial: u64, why: Visiting<'_>) -> usize {
         let Some(slot) = self.serials.get(&serial).copied() else { return 0 };
         let Slot::Live(live) = &mut self.slots[slot] else { return 0 };
         let now = self.rt.now();
-        if why == Visiting::Waits && live.is_watched {
-            return 0;
-        }
-        if matches!(why, Visiting::Waits | Visiting::Leaves) {
-            live.leave_alone(&self.registry, slot);
-            if live.bearer.as_ref().is_some_and(|bearer| bearer.readable && !bearer.still) {
-                self.again.push(slot);
+        let (mut visit, writes) = match why {
+            Visiting::Waits if live.is_watched => return 0,
+            Visiting::Waits | Visiting::Leaves => {
+                live.leave_alone(&self.registry, slot);
+                if live.bearer.as_ref().is_some_and(|bearer| bearer.readable && !bearer.still) {
+                    self.again.push(slot);
+                }
+                return 0;
             }
-            return 0;
-        }
-        // Whoever comes to read does not wait at the carrier meanwhile.
-        live.is_watched &= to.is_empty();
-        let dry = matches!(&live.local, Local::Duct(duct) if duct.is_dry()) && live.pipe.unread() == 0;
-        let mut visit = Visit { is_guest: true, to: if dry { to } else { &mut [] }, filled: 0 };
+            Visiting::Reads(to) => {
+                // Whoever comes to read does not wait at the carrier meanwhile.
+                live.is_watched &= to.is_empty();
+                let dry =
+                    matches!(&live.local, Local::Duct(duct) if duct.is_dry()) && live.pipe.unread() == 0;
+                (Visit::Reads(if dry { to } else { &mut [] }, 0), false)
+            }
+            Visiting::Writes(bytes) => (Visit::Writes(&bytes[..bytes.len().min(BRINGS_MAX)]), true),
+        };
         if let Some(bearer) = live.bearer.as_mut().filter(|bearer| bearer.lost.is_none())
             && !live.is_watched
         {
-            bearer.readable |= bearer.is_calm();
+            let written = live.pipe.written().0;
+            // Whoever writes much need not look each time: what comes is mostly that it has arrived.
+            if !writes || written - live.looked_at >= LOOK {
+                live.looked_at = written;
+                bearer.readable |= bearer.is_calm();
+            }
             live.guest_at = Some(now);
         }
+        let all = visit.size();
         self.turn_with(now, slot, &mut visit);
         self.port.level_chunks(&mut self.pool);
-        let filled = visit.filled;
+        let moved = all - visit.size();
         if let Some(Slot::Live(live)) = self.slots.get_mut(slot)
-            && (filled > 0 || why != Visiting::Reads)
+            && (moved > 0 || writes)
         {
-            live.stream = match why == Visiting::Brings || filled >= MUCH {
+            live.stream = match moved >= MUCH {
                 true => WORDS,
                 false => live.stream.saturating_sub(1),
             };
             live.come_again(&self.registry, slot);
         }
-        filled
+        moved
     }
 
     /// A guest waits for bytes. Gives the carrier if that is where they come from next, and nobody else waits for them.
