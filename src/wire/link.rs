@@ -401,7 +401,7 @@ pub(crate) struct Quietly<'a> {
 impl Drop for Quietly<'_> {
     fn drop(&mut self) {
         for (port, _) in self.doors.ports.iter().zip(&self.asleep).filter(|(_, asleep)| **asleep) {
-            port.wake();
+            port.wake_for_what_came();
         }
     }
 }

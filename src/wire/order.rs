@@ -206,9 +206,20 @@ impl Port {
         !self.awake.swap(true, Ordering::SeqCst)
     }
 
-    /// Wakes the thread, as was claimed.
-    pub(super) fn wake(&self) {
+    /// Wakes the thread, as was claimed, if there is something for it.
+    pub(super) fn wake_for_what_came(&self) {
+        if self.is_empty() {
+            self.awake.store(false, Ordering::SeqCst);
+            // Whoever brought something in between left the wake to us.
+            if self.is_empty() || !self.claims_wake() {
+                return;
+            }
+        }
         (self.wake)();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.orders.is_empty() && !self.overflowed.load(Ordering::SeqCst)
     }
 }
 
@@ -237,7 +248,7 @@ impl Orders {
     /// Says that the thread is about to sleep; false if something came in and it must not.
     pub(crate) fn may_sleep(&self) -> bool {
         self.port.awake.store(false, Ordering::SeqCst);
-        if self.receiver.is_empty() && !self.port.overflowed.load(Ordering::SeqCst) {
+        if self.port.is_empty() {
             return true;
         }
         self.woke();
