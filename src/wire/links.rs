@@ -37,7 +37,7 @@ use std::sync::atomic::Ordering;
 
 pub(crate) use queue::GATHER_MAX;
 
-use self::one::{Incoming, Link, Outgoing};
+use self::one::{Incoming, Link, Outgoing, Turn};
 use self::outbox::Outboxes;
 use super::dial::{Adopted, Speak};
 use super::exchange::{Front, HandOver};
@@ -315,20 +315,20 @@ impl Links {
 
     // ---- bytes leave
 
-    /// Whether a connection is left with something to write, or to end.
-    pub(crate) fn has_dirty(&self) -> bool {
-        !self.own.is_empty() || !self.of_many.is_empty() || !self.breaking.is_empty()
+    /// Whether a connection is left with something to write that is for it alone, or to end.
+    pub(crate) fn has_own(&self) -> bool {
+        !self.own.is_empty() || !self.breaking.is_empty()
     }
 
-    /// Whether a connection is left with something to write that many are told.
-    pub(crate) fn has_many(&self) -> bool {
-        !self.of_many.is_empty()
+    /// How many connections are left with something to write that many are told.
+    pub(crate) fn many(&self) -> usize {
+        self.of_many.len()
     }
 
     /// A connection with something to write that is for it alone, or to end.
     pub(crate) fn next_own(&mut self) -> Option<usize> {
         while let Some(id) = self.own.pop_front() {
-            if let Some(slot) = self.begins(id) {
+            if let Some(slot) = self.begins(id, Turn::Own) {
                 return Some(slot);
             }
         }
@@ -340,18 +340,21 @@ impl Links {
     /// are told meanwhile leaves with what still waits for them.
     pub(crate) fn next_of_many(&mut self) -> Option<usize> {
         while let Some(id) = self.of_many.pop_front() {
-            if let Some(slot) = self.begins(id) {
+            if let Some(slot) = self.begins(id, Turn::OfMany) {
                 return Some(slot);
             }
         }
         None
     }
 
-    /// A link whose turn has come, if it is still there.
-    fn begins(&mut self, id: LinkId) -> Option<usize> {
+    /// A link whose turn has come, if it is still there and has not had it.
+    fn begins(&mut self, id: LinkId, turn: Turn) -> Option<usize> {
         let slot = self.slot_of(id)?;
-        self.slots[slot].as_deref_mut()?.dirty = false;
-        Some(slot)
+        let link = self.slots[slot].as_deref_mut()?;
+        (link.turn == turn).then(|| {
+            link.turn = Turn::None;
+            slot
+        })
     }
 
     /// Puts a connection among those to be written: it can take bytes again.

@@ -21,6 +21,7 @@ pub(crate) mod dialer;
 pub mod exchange;
 pub mod frame;
 pub mod http;
+mod laps;
 pub mod limits;
 pub mod link;
 pub(crate) mod links;

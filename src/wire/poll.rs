@@ -16,6 +16,7 @@ use mio::Token;
 use super::carrier::{Carrier, Socket, carrier_of};
 use super::dialer::Dialer;
 use super::exchange::{Front, Handed, HandedSocket};
+use super::laps::Laps;
 use super::limits::{Census, Limits, Rate};
 use super::link::{Doors, Peer};
 use super::links::{Effect, GATHER_MAX, Handing, Links};
@@ -234,6 +235,7 @@ struct IoThread {
     census: Arc<Census>,
     /// Whose turn it is to get a connection.
     turn: usize,
+    laps: Laps,
     buffer: Box<[u8]>,
     effects: Vec<Effect>,
     errands: Vec<Errand>,
@@ -257,6 +259,7 @@ impl IoThread {
             links_max: limits.links as u64,
             census: Census::new(rt, limits.links_per_address),
             turn: 0,
+            laps: Laps::Idle,
             buffer: vec![0; READ_BUDGET].into_boxed_slice(),
             effects: Vec::new(),
             errands: Vec::new(),
@@ -295,7 +298,7 @@ impl IoThread {
                 self.note(event);
             }
             self.round();
-            rounds = if self.links.has_many() { rounds + 1 } else { 0 };
+            rounds = if self.links.many() > 0 { rounds + 1 } else { 0 };
             if rounds == GIVE_WAY_AFTER {
                 rounds = 0;
                 // On a machine that has more to do than it can, whoever reads, stores and answers would wait for a
@@ -312,12 +315,15 @@ impl IoThread {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if !self.ready.is_empty() || self.links.has_dirty() || !self.links.orders().may_sleep() {
+        let rest = self.laps.rests_until().filter(|_| self.links.many() > 0);
+        let writes = self.links.has_own() || (self.links.many() > 0 && rest.is_none());
+        if !self.ready.is_empty() || writes || !self.links.orders().may_sleep() {
             return Some(Duration::ZERO);
         }
         let waiting = self.listeners.iter().any(|listener| listener.acceptable);
         let accept = waiting.then_some(self.accept_from);
-        let deadline = Moment::earliest(Moment::earliest(self.links.deadline(), accept), self.stop_by)?;
+        let deadlines = [self.links.deadline(), accept, self.stop_by, rest];
+        let deadline = deadlines.into_iter().flatten().min()?;
         Some(deadline.since(self.rt.now()))
     }
 
@@ -342,8 +348,11 @@ impl IoThread {
             }
         }
         if event.is_writable() || event.is_write_closed() {
-            connection.writable = true;
-            self.links.writable(token.0);
+            // It is said with every arrival. Where nothing was held up there is nothing to go on with, but in TLS.
+            let was_held_up = !std::mem::replace(&mut connection.writable, true);
+            if was_held_up || connection.carrier.tls.is_some() {
+                self.links.writable(token.0);
+            }
         }
     }
 
@@ -548,14 +557,24 @@ impl IoThread {
 
     /// A part of what is to be written. The rest comes in the next round, which waits for nothing.
     fn write_some(&mut self) {
-        for next in [Links::next_own, Links::next_of_many] {
-            for _ in 0..WRITES_MAX {
-                let Some(slot) = next(&mut self.links) else { break };
-                if !self.write_one(slot) {
-                    self.links.writable(slot);
-                }
+        self.write_to(WRITES_MAX, Links::next_own);
+        let waiting = self.links.many();
+        if waiting > 0 {
+            let turns = self.laps.turns(self.rt.now(), waiting).min(WRITES_MAX);
+            let count = self.write_to(turns, Links::next_of_many);
+            self.laps.wrote(self.rt.now(), count, self.links.many());
+        }
+    }
+
+    /// Writes to so many of those at most; gives how many had their turn.
+    fn write_to(&mut self, turns: usize, next: fn(&mut Links) -> Option<usize>) -> usize {
+        for turn in 0..turns {
+            let Some(slot) = next(&mut self.links) else { return turn };
+            if !self.write_one(slot) {
+                self.links.writable(slot);
             }
         }
+        turns
     }
 
     /// Writes until the kernel or the queue says enough; false if only the budget did.

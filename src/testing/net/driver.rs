@@ -289,7 +289,11 @@ impl IoThread {
 
     /// Woken by a poke (bytes arrived, room was made, an order was pushed) or by whatever is due next.
     fn sleep(&mut self) {
-        if std::mem::take(&mut self.again) || self.links.has_dirty() || !self.links.orders().may_sleep() {
+        if std::mem::take(&mut self.again)
+            || self.links.has_own()
+            || self.links.many() > 0
+            || !self.links.orders().may_sleep()
+        {
             return;
         }
         let due = self.net.next_due(&self.name, self.rt.now());

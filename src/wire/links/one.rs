@@ -81,6 +81,18 @@ pub(super) struct InFlight {
     pub(super) expects_continue: bool,
 }
 
+/// Among whom a link waits to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It does not.
+    None,
+    /// Those who are told what many are told.
+    OfMany,
+    /// Those who have something of their own. It may have waited among the others before, where its place is
+    /// passed over.
+    Own,
+}
+
 pub(super) struct Link {
     pub(super) id: LinkId,
     pub(super) peer: Peer,
@@ -97,7 +109,7 @@ pub(super) struct Link {
     pub(super) groups: Vec<(GroupId, u32)>,
     /// Marks and the queue position each stands at.
     pub(super) marks: Vec<(u64, u64)>,
-    pub(super) dirty: bool,
+    pub(super) turn: Turn,
     /// Its room is full.
     pub(super) parked: bool,
     /// Its room asked for a pause.
@@ -143,7 +155,7 @@ impl Link {
             owner: None,
             groups: Vec::new(),
             marks: Vec::new(),
-            dirty: false,
+            turn: Turn::None,
             parked: false,
             paused: false,
             eof: false,

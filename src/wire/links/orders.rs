@@ -1,7 +1,7 @@
 //! What rooms and handlers ask for.
 
 use super::Links;
-use super::one::{Incoming, Outgoing};
+use super::one::{Incoming, Outgoing, Turn};
 use super::queue::{Bytes, GATHER_BYTES};
 use crate::wire::frame::{Encoding, Frame};
 use crate::wire::link::{Closing, GroupId, Happened, LinkId, Owner};
@@ -297,10 +297,10 @@ impl Links {
         link.queue.push(bytes, live);
     }
 
-    /// Puts the link among those to be written before what many are told.
+    /// Puts the link among those to be written before what many are told, though it may wait among those already.
     pub(super) fn touch(&mut self, slot: usize) {
         if let Some(link) = self.slots[slot].as_deref_mut()
-            && !std::mem::replace(&mut link.dirty, true)
+            && std::mem::replace(&mut link.turn, Turn::Own) != Turn::Own
         {
             self.own.push_back(link.id);
         }
@@ -309,8 +309,9 @@ impl Links {
     /// Puts the link behind all others that are to be written.
     pub(super) fn touch_in_turn(&mut self, slot: usize) {
         if let Some(link) = self.slots[slot].as_deref_mut()
-            && !std::mem::replace(&mut link.dirty, true)
+            && link.turn == Turn::None
         {
+            link.turn = Turn::OfMany;
             self.of_many.push_back(link.id);
         }
     }
