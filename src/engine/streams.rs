@@ -55,6 +55,7 @@ pub use figures::RelayFigures;
 pub use follow::{Follow, FollowOptions};
 pub(crate) use follower::Listener;
 pub use follower::{Ends, FollowerId, Format, QUEUE_BYTES_MAX, QUEUE_WAIT_MAX, Since};
+pub(crate) use room::Newcomer;
 pub use room::{
     Accepted, Alive, Living, Polled, RELAY_MESSAGE_MAX, RELAY_PATH, RELAY_TICKET, RelayWays, Then, TurnRead,
 };
@@ -65,9 +66,7 @@ use courier::Courier;
 use errand::Errand;
 use follower::Tap;
 use keeper::Keeper;
-use room::{
-    Begin, CancelOf, Commit, Ending, Keepalive, Message, Newcomer, Parts, ReadTurn, StreamsRoom, Surroundings,
-};
+use room::{Begin, CancelOf, Commit, Ending, Keepalive, Message, Parts, ReadTurn, StreamsRoom, Surroundings};
 use writes::{Attended, Desk, Shards};
 
 /// What bounds streams.
@@ -548,7 +547,7 @@ impl StreamsEngine {
             let hints_lost = Arc::new(AtomicBool::new(false));
             flags.push(hints_lost.clone());
             let bounds = Bounds::of(ROOM_INBOX);
-            let (worker, inbox) = Worker::spawn(crew, format!("streams-{n}"), bounds, |inbox| {
+            let (worker, inbox) = Worker::spawn_open(crew, format!("streams-{n}"), bounds, |inbox| {
                 let around = Surroundings {
                     rt: rt.clone(),
                     replica,
@@ -1136,25 +1135,25 @@ impl Streams {
         self.shared.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Somebody follows the stream of that name: what [`Streams::follow_link`] is given.
+    /// Somebody follows the stream of that name: what a [`Newcomer`] is given.
     pub fn visit(&self, caller: &Caller, name: &str, how: &'static str) -> Guest {
         let visit = self.shared.visits.follower(caller, &[("stream", name), ("via", how)]);
         Guest { visit, who: slow::Who::of(caller, &self.shared.hasher) }
     }
 
-    /// Follows over a link. Its events must reach [`Streams::outlet`] of the stream under the follower's
-    /// number, or be passed on from where they go.
-    pub fn follow_link(
-        &self,
-        id: FollowerId,
-        stream: Uuid,
-        options: FollowOptions,
-        link: LinkHandle,
-        format: Format,
-        guest: Guest,
-    ) -> Result<(), StreamError> {
-        let tap = Tap::Link { link, format, ends: None };
-        self.follow_tap(id, stream, options, tap, guest)
+    /// Lets somebody in. One for whom there is no room just now is told to come again.
+    pub(crate) fn enter(&self, newcomer: Newcomer) {
+        let stream = newcomer.stream;
+        let link = match &newcomer.tap {
+            Tap::Link { link, .. } => Some(link.clone()),
+            Tap::Channel(_) => None,
+        };
+        if let Err(error) = self.to_room(stream, Message::Follow(Box::new(newcomer))) {
+            log::warn!("follow refused stream={stream} error={error}");
+            if let Some(link) = link {
+                link.close(1013, "try again later");
+            }
+        }
     }
 
     /// Follows over a WebSocket that carries other follows too: one that ends leaves the link to the others,
@@ -1180,9 +1179,7 @@ impl Streams {
         tap: Tap,
         guest: Guest,
     ) -> Result<(), StreamError> {
-        let FollowOptions { since, parts } = options;
-        let Guest { visit, who } = guest;
-        let newcomer = Newcomer { id, stream, since, parts, tap, who, visit };
+        let newcomer = Newcomer::new(id, stream, options, tap, guest);
         self.to_room(stream, Message::Follow(Box::new(newcomer)))
     }
 

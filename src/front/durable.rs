@@ -10,7 +10,7 @@ use super::streams::{or_answer, problem, rfc3339};
 use super::{Body, Op, Reply, Request, Response, Role, Route, Router};
 use crate::codec::token::Token;
 use crate::engine::streams::durable::{Mode, offset};
-use crate::engine::streams::{FollowOptions, Format, Since, StreamError, Streams};
+use crate::engine::streams::{FollowOptions, Format, Newcomer, Since, StreamError, Streams};
 use crate::engine::visits::Caller;
 use crate::state::stream::Cursor;
 use crate::store::streams::{Address, Expiry, MessageRow, Page, StreamRow};
@@ -336,14 +336,23 @@ impl Read {
 /// `live=sse`
 fn follow(streams: &Streams, caller: Caller, at: Address, offset: Offset, theirs: Option<u64>, reply: Reply) {
     let known = streams.clone();
-    streams.row_then(
+    streams.come(
         at,
         Box::new(move |row| {
             let row = match row {
                 Ok(row) => row,
-                Err(error) => return reply.send(failed(&error)),
+                Err(error) => {
+                    reply.send(failed(&error));
+                    return None;
+                }
             };
-            let pos = or_answer!(reply, position(&row, offset));
+            let pos = match position(&row, offset) {
+                Ok(pos) => pos,
+                Err(answer) => {
+                    reply.send(answer);
+                    return None;
+                }
+            };
             let since = match offset {
                 Offset::Start => Since::Start,
                 Offset::Now | Offset::After(_) => {
@@ -360,10 +369,7 @@ fn follow(streams: &Streams, caller: Caller, at: Address, offset: Offset, theirs
             let link = reply.sse_with(dressed(response), Some(owner));
             let options = FollowOptions { since, parts: false };
             let visit = known.visit(&caller, &row.name, "durable");
-            if let Err(error) = known.follow_link(id, row.id, options, link.clone(), Format::Durable, visit) {
-                log::warn!("follow refused stream={} error={error}", row.id);
-                link.close(1013, "try again later");
-            }
+            Some(Newcomer::on_link(id, row.id, options, link, Format::Durable, visit))
         }),
     );
 }

@@ -18,8 +18,8 @@ use crate::codec::token::{Tag, Token};
 use crate::engine::metadata::Metadata;
 use crate::engine::streams::event::{is_text, push_input, push_queue};
 use crate::engine::streams::{
-    ClaimedTurn, CreateStream, FollowOptions, Format, Guest, Since, StreamError, Streams, Wanted, Written,
-    address,
+    ClaimedTurn, CreateStream, FollowOptions, Format, Guest, Newcomer, Since, StreamError, Streams, Wanted,
+    Written, address,
 };
 use crate::state::stream::{Cursor, LeaseHash, OnLost};
 use crate::state::time::Wall;
@@ -741,19 +741,27 @@ fn events(streams: &Streams, request: Request, reply: Reply) {
     let known = streams.clone();
     // A token may stand at the end of a closed stream, where an EventSource must be told to stay away.
     if matches!(since, Since::After(_)) || matches!(at, Address::Id(_)) {
-        streams.row_then(
-            at,
-            Box::new(move |row| match row {
-                Err(error) => reply.send(problem(&error)),
-                Ok(row) if is_over(&row, since) => reply.empty(204),
-                Ok(row) => follow(&known, row.id, options, format, visit(), reply),
-            }),
-        );
+        let comes = move |row: Result<StreamRow, StreamError>| match row {
+            Err(error) => {
+                reply.send(problem(&error));
+                None
+            }
+            Ok(row) if is_over(&row, since) => {
+                reply.empty(204);
+                None
+            }
+            Ok(row) => newcomer(&known, row.id, options, format, visit(), reply),
+        };
+        streams.come(at, Box::new(comes));
     } else {
         streams.resolve_then(
             at,
             Box::new(move |stream| match stream {
-                Ok(stream) => follow(&known, stream, options, format, visit(), reply),
+                Ok(stream) => {
+                    if let Some(newcomer) = newcomer(&known, stream, options, format, visit(), reply) {
+                        known.enter(newcomer);
+                    }
+                }
                 Err(error) => reply.send(problem(&error)),
             }),
         );
@@ -768,32 +776,27 @@ fn is_over(row: &StreamRow, since: Since) -> bool {
         && token.cursor.pos >= row.state.pos
 }
 
-fn follow(
+/// Answers with a link that stays, and gives who follows over it.
+fn newcomer(
     streams: &Streams,
     stream: Uuid,
     options: FollowOptions,
     format: Format,
     guest: Guest,
     reply: Reply,
-) {
+) -> Option<Newcomer> {
     /// A follower has nothing to say that is longer.
     const SAID_MAX: u32 = 4 * 1024;
     let id = streams.next_follower();
     let owner = Owner::new(&streams.outlet(stream), id);
     let link = match format {
         Format::Sse | Format::Durable => reply.sse(Some(owner)),
-        Format::Ws => match reply.follower_websocket(&["towpath.v1"], SAID_MAX, owner) {
-            Some(link) => link,
-            None => return,
-        },
+        Format::Ws => reply.follower_websocket(&["towpath.v1"], SAID_MAX, owner)?,
     };
     if format == Format::Sse {
         link.send_paced(Frame::chunk(&sse::retry(std::time::Duration::from_secs(1))));
     }
-    if let Err(error) = streams.follow_link(id, stream, options, link.clone(), format, guest) {
-        log::warn!("follow refused stream={stream} error={error}");
-        link.close(1013, "try again later");
-    }
+    Some(Newcomer::on_link(id, stream, options, link, format, guest))
 }
 
 /// Parts as they are added: each line a JSON document.

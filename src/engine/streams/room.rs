@@ -42,8 +42,9 @@ mod turns;
 mod uses;
 
 use entry::Entry;
+pub(crate) use message::Newcomer;
 pub use message::{Accepted, Alive, Living, Then, TurnRead};
-pub(super) use message::{Begin, CancelOf, Commit, Ending, Keepalive, Message, Newcomer, Parts, ReadTurn};
+pub(super) use message::{Begin, CancelOf, Commit, Ending, Keepalive, Message, Parts, ReadTurn};
 use relays::Relays;
 pub use relays::{RELAY_MESSAGE_MAX, RELAY_PATH, RELAY_TICKET, RelayWays};
 pub(super) use uses::Poll;
@@ -135,6 +136,11 @@ impl StreamsRoom {
             }
             Message::End(id, why) => self.cut(id, why),
             Message::Poll(poll) => self.wait_for_news(poll),
+            Message::Stands(stream, then) => {
+                if let Some(newcomer) = then(self.stands(stream)) {
+                    self.follow(newcomer);
+                }
+            }
             Message::Begin(begin) => self.begin(now, *begin),
             Message::Errand(errand, stays) => self.errand(now, *errand, stays),
             Message::Written(written) => {

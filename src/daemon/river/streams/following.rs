@@ -36,7 +36,7 @@ pub(super) fn begin(
         Ok(row) => open(&known, &row, options, &who, cancel, out),
         Err(error) => out.fail(failed(&error)),
     };
-    streams.row_then(at, Box::new(found));
+    streams.stands_then(at, Box::new(found));
 }
 
 fn open(

@@ -7,14 +7,14 @@ use uuid::Uuid;
 use crate::bus::StreamNotice;
 use crate::engine::streams::errand::Errand;
 use crate::engine::streams::event::Ended;
-use crate::engine::streams::follower::{FollowerId, Since, Tap};
+use crate::engine::streams::follower::{FollowerId, Format, Since, Tap};
 use crate::engine::streams::slow::Who;
-use crate::engine::streams::{StreamError, writes};
+use crate::engine::streams::{FollowOptions, Guest, StreamError, writes};
 use crate::engine::visits::Visit;
 use crate::rt::{self, Cancel, Moment, Wall};
 use crate::state::stream::LeaseHash;
 use crate::store::StoreError;
-use crate::store::streams::{Change, Draft, End, Fence, Held, MessageRow};
+use crate::store::streams::{Change, Draft, End, Fence, Held, MessageRow, StreamRow};
 use crate::wire::{Closing, LinkBatch, LinkHandle};
 
 use super::reads::Answer;
@@ -43,6 +43,8 @@ pub(in crate::engine::streams) enum Message {
     Errand(Box<Errand>, bool),
     /// Somebody waits for the next message.
     Poll(Poll),
+    /// Somebody wants to know how a stream stands, nothing if that has to be read, and may follow it then.
+    Stands(Uuid, Box<dyn FnOnce(Option<StreamRow>) -> Option<Newcomer> + Send>),
     /// Something was written by this replica.
     Written(Box<(Change, Option<MessageRow>)>),
     /// A stream is gone.
@@ -77,14 +79,41 @@ pub(in crate::engine::streams) enum Message {
 }
 
 /// Somebody who wants to follow.
-pub(in crate::engine::streams) struct Newcomer {
-    pub id: FollowerId,
-    pub stream: Uuid,
-    pub since: Since,
-    pub parts: bool,
-    pub tap: Tap,
-    pub who: Option<Who>,
-    pub visit: Visit,
+pub(crate) struct Newcomer {
+    pub(in crate::engine::streams) id: FollowerId,
+    pub(in crate::engine::streams) stream: Uuid,
+    pub(in crate::engine::streams) since: Since,
+    pub(in crate::engine::streams) parts: bool,
+    pub(in crate::engine::streams) tap: Tap,
+    pub(in crate::engine::streams) who: Option<Who>,
+    pub(in crate::engine::streams) visit: Visit,
+}
+
+impl Newcomer {
+    pub(in crate::engine::streams) fn new(
+        id: FollowerId,
+        stream: Uuid,
+        options: FollowOptions,
+        tap: Tap,
+        guest: Guest,
+    ) -> Newcomer {
+        let FollowOptions { since, parts } = options;
+        let Guest { visit, who } = guest;
+        Newcomer { id, stream, since, parts, tap, who, visit }
+    }
+
+    /// Over a link of its own, whose events must reach [`Streams::outlet`](super::super::Streams::outlet) of the
+    /// stream under the follower's number.
+    pub(crate) fn on_link(
+        id: FollowerId,
+        stream: Uuid,
+        options: FollowOptions,
+        link: LinkHandle,
+        format: Format,
+        guest: Guest,
+    ) -> Newcomer {
+        Newcomer::new(id, stream, options, Tap::Link { link, format, ends: None }, guest)
+    }
 }
 
 /// What goes on in a stream on one replica.

@@ -14,7 +14,7 @@ use crate::engine::streams::view::View;
 use crate::engine::worker::{Inbox, Refused};
 use crate::rt::{self, Moment};
 use crate::store::StoreError;
-use crate::store::streams::{Address, CatchUp, Change, Found, MessageRow, PAGE_BYTES, Page};
+use crate::store::streams::{Address, CatchUp, Change, Found, MessageRow, PAGE_BYTES, Page, StreamRow};
 
 use super::message::Message;
 use super::{POLL, StreamsRoom};
@@ -77,6 +77,14 @@ impl StreamsRoom {
     /// Whether everything that anybody writes is told here, and nothing of it was lost.
     pub(super) fn hears_all(&self) -> bool {
         self.around.alone && !self.polling && !self.around.hints_lost.load(Ordering::Acquire)
+    }
+
+    /// A stream as it stands, if that is known without a read.
+    pub(super) fn stands(&self, stream: Uuid) -> Option<StreamRow> {
+        let entry = self.streams.get(&stream).filter(|entry| self.hears_all() && entry.is_current())?;
+        let row = &entry.view.as_ref()?.row;
+        // What has run out, or may have been given more time, only the store knows.
+        row.expires_at.is_none().then(|| row.clone())
     }
 
     pub(super) fn hints_lost(&mut self, now: Moment) {
