@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use towpath::bus::local::LocalBus;
-use towpath::engine::streams::{CreateStream, FollowOptions, Since, StreamsConfig, StreamsEngine, What};
+use towpath::engine::streams::{
+    CreateStream, FollowOptions, Since, StreamError, StreamsConfig, StreamsEngine, What,
+};
 use towpath::engine::worker::Crew;
 use towpath::rt::Rt;
 use towpath::store::Identity;
 use towpath::store::sqlite::SqliteStores;
+use towpath::store::streams::Address;
 use towpath::testing::{FaultyStores, StoreFaults};
 
 use crate::effort::slow;
@@ -85,6 +88,35 @@ fn who_follows_what_others_follow_already_costs_no_read_where_nobody_else_writes
 }
 
 #[test]
+fn how_a_followed_stream_stands_costs_no_read_where_nobody_else_writes() {
+    let Counted { engine, stores, .. } = &Counted::start();
+    let streams = engine.streams();
+    streams.create("chat/1", CreateStream::default()).expect("made");
+    let asks = || {
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let then = move |row| tell.send(row).expect("it is waited for");
+        streams.stands_then(Address::Name("chat/1".into()), Box::new(then));
+        told.recv_timeout(PATIENCE).expect("in time")
+    };
+    assert_eq!(
+        asks().expect("it is there").state.pos,
+        0,
+        "nobody follows it: it is read, and its name known"
+    );
+    let mut follow = streams.follow("chat/1", FollowOptions::default()).expect("the stream is there");
+    while !matches!(follow.next().expect("nobody is cut").what, What::Live { .. }) {}
+    let before = stores.calls("get");
+    for n in 1..=50 {
+        let token = streams.append("chat/1", None, &n).expect("written").token;
+        assert_eq!(asks().expect("it is there").state.pos, token.cursor.pos, "what was answered is known");
+    }
+    let reads = stores.calls("get") - before;
+    assert!(reads <= 3, "{reads} reads");
+    streams.delete("chat/1").expect("it is there");
+    assert!(matches!(asks(), Err(StreamError::Missing)), "its name is forgotten");
+}
+
+#[test]
 fn many_that_come_back_at_once_share_one_read_for_each_page() {
     let many: usize = if slow() { 10_000 } else { 1_000 };
     let Counted { engine, stores, .. } = &Counted::start();
@@ -106,7 +138,7 @@ fn many_that_come_back_at_once_share_one_read_for_each_page() {
     let (tell, told) = std::sync::mpsc::sync_channel(asked);
     for _ in 0..asked {
         let tell = tell.clone();
-        let at = towpath::store::streams::Address::Name("chat/1".into());
+        let at = Address::Name("chat/1".into());
         streams.row_then(at, Box::new(move |row| drop(tell.send(row.map(|row| row.state.pos)))));
     }
     stores.set_faults(StoreFaults::CALM);
