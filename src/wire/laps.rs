@@ -13,7 +13,7 @@ use crate::state::time::Moment;
 /// A lap that took less is followed by the next one at once: the poller counts milliseconds.
 const REST_MIN: Duration = Duration::from_millis(1);
 /// The longest rest: how much later news may be than it had to.
-const REST_MAX: Duration = Duration::from_millis(4);
+const REST_MAX: Duration = Duration::from_millis(2);
 
 /// Laps and rests.
 #[derive(Debug)]
@@ -86,20 +86,20 @@ mod tests {
     fn a_lap_during_which_more_came_is_followed_by_as_long_a_rest() {
         let mut laps = Laps::Idle;
         assert_eq!(laps.turns(at(0), 500), 500);
-        laps.wrote(at(1_000), 64, 500);
-        assert_eq!(laps.turns(at(1_000), 500), 436, "those who had their turn wait for the next lap");
-        laps.wrote(at(3_000), 436, 500);
-        assert_eq!(laps.rests_until(), Some(at(6_000)));
-        assert_eq!(laps.turns(at(5_999), 500), 0);
-        assert_eq!(laps.turns(at(6_000), 500), 500);
+        laps.wrote(at(500), 64, 500);
+        assert_eq!(laps.turns(at(500), 500), 436, "those who had their turn wait for the next lap");
+        laps.wrote(at(1_500), 436, 500);
+        assert_eq!(laps.rests_until(), Some(at(3_000)));
+        assert_eq!(laps.turns(at(2_999), 500), 0);
+        assert_eq!(laps.turns(at(3_000), 500), 500);
     }
 
     #[test]
-    fn a_rest_is_four_milliseconds_at_most() {
+    fn a_rest_is_two_milliseconds_at_most() {
         let mut laps = Laps::Idle;
         assert_eq!(laps.turns(at(0), 10_000), 10_000);
         laps.wrote(at(90_000), 10_000, 1);
-        assert_eq!(laps.rests_until(), Some(at(94_000)));
+        assert_eq!(laps.rests_until(), Some(at(92_000)));
     }
 
     #[test]
