@@ -173,8 +173,8 @@ struct Live {
     is_watched: bool,
     /// Guests move much at once; runs out with small pieces.
     stream: u8,
-    /// How much was written when a guest last looked whether anything came.
-    looked_at: u64,
+    /// When a guest last looked whether anything came, and how much was written by then.
+    looked: (Moment, u64),
     /// The window was full, and is nearly so still.
     was_full: bool,
 }

@@ -347,7 +347,7 @@ impl Shard {
             guest_at: None,
             is_watched: false,
             stream: 0,
-            looked_at: 0,
+            looked: (Moment::ZERO, 0),
             was_full: false,
         };
         self.ids.insert(id, slot);

@@ -20,7 +20,7 @@ const WORDS: u8 = 8;
 /// finds a carrier that takes it at once.
 const BACKLOG: u64 = 64 * 1024;
 
-/// How much a guest may write before it looks whether anything came.
+/// How much a guest may write before it looks whether anything came, within [`GUEST_WAIT`].
 const LOOK: u64 = 256 * 1024;
 /// The most that a guest writes at once.
 const BRINGS_MAX: usize = 512 * 1024;
@@ -131,8 +131,9 @@ impl Shard {
         {
             let written = live.pipe.written().0;
             // Whoever writes much need not look each time: what comes is mostly that it has arrived.
-            if !writes || written - live.looked_at >= LOOK {
-                live.looked_at = written;
+            let (looked_at, looked_with) = live.looked;
+            if !writes || written - looked_with >= LOOK || looked_at + GUEST_WAIT <= now {
+                live.looked = (now, written);
                 bearer.readable |= bearer.is_calm();
             }
             live.guest_at = Some(now);
