@@ -405,10 +405,18 @@ fn of_the_backends_one_fails_one_hangs_one_panics_and_the_others_get_everything(
     let odd =
         |name, write: Writes| -> Box<dyn Backend> { Box::new(Odd { name, write, closed: closed.clone() }) };
     let counted = good.clone();
+    let refused = Arc::new(AtomicU64::new(0));
+    let refuses = refused.clone();
     let hung = Arc::new(AtomicBool::new(false));
     let hangs = hung.clone();
     let backends = vec![
-        odd("fails", Box::new(|_| Err(Error::new(Code::Io, "no")))),
+        odd(
+            "fails",
+            Box::new(move |_| {
+                refuses.fetch_add(1, Relaxed);
+                Err(Error::new(Code::Io, "no"))
+            }),
+        ),
         odd(
             "hangs",
             Box::new(move |_| {
@@ -435,8 +443,11 @@ fn of_the_backends_one_fails_one_hangs_one_panics_and_the_others_get_everything(
             // So that it holds this one, and its queue the next: each has a thread of its own.
             rig.until("the hanging one hangs", |_| hung.load(Relaxed));
         }
+        // Where a panic takes its time to be printed, threads that do nothing wrong may not run for longer than
+        // their queues are long.
+        rig.until("the good one has all so far", |_| good.load(Relaxed) == n + 1);
+        rig.until("the failing one has refused all so far", |_| refused.load(Relaxed) == n + 1);
     }
-    rig.until("the good one has all", |_| good.load(Relaxed) == 100);
     rig.until("the failing one has failed at all", |rig| {
         rig.metrics.text().contains(r#"towpath_backend_failures_total{backend="fails"} 100"#)
     });
