@@ -210,6 +210,29 @@ fn a_replacement_that_fails_leaves_the_old_carrier() {
 }
 
 #[test]
+fn who_only_writes_hears_what_comes_though_it_writes_little() {
+    let rt = Rt::real();
+    let listener = PipeListener::bind(&rt, "127.0.0.1:0").expect("a port");
+    let ours = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "x").expect("it listens");
+    let theirs = listener.accept().expect("it was opened").pipe;
+    let heard = || infos(&listener)[0].bytes_to_target;
+    thread::scope(|scope| {
+        scope.spawn(|| read_all(&ours));
+        // From here on nobody but the writer is expected to look what comes.
+        (&theirs).write_all(&[0; 64 * 1024]).expect("it is taken");
+        (&ours).write_all(b"hello").expect("it is taken");
+        // By far less than it may write before it looks for that alone.
+        let pieces = (0..2_000).take_while(|_| {
+            (&theirs).write_all(&[0; 64]).expect("it is taken");
+            heard() < 5
+        });
+        let pieces = pieces.count();
+        theirs.shutdown().expect("it was open");
+        assert!(pieces < 2_000, "nobody heard it");
+    });
+}
+
+#[test]
 fn bytes_one_by_one_none_at_all_and_more_than_a_window() {
     let rt = Rt::real();
     let listener = PipeListener::bind_with(&rt, "127.0.0.1:0", settings(WINDOW_MIN), None).expect("a port");
