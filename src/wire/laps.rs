@@ -74,18 +74,23 @@ mod tests {
         Moment::ZERO + Duration::from_micros(micros)
     }
 
+    /// A lap of so many, that has just begun.
+    fn begun(waiting: usize) -> Laps {
+        let mut laps = Laps::Idle;
+        assert_eq!(laps.turns(at(0), waiting), waiting);
+        laps
+    }
+
     #[test]
     fn news_for_those_who_had_none_goes_at_once() {
-        let mut laps = Laps::Idle;
-        assert_eq!(laps.turns(at(0), 500), 500);
+        let mut laps = begun(500);
         laps.wrote(at(5_000), 500, 0);
         assert_eq!(laps.turns(at(5_001), 500), 500);
     }
 
     #[test]
     fn a_lap_during_which_more_came_is_followed_by_as_long_a_rest() {
-        let mut laps = Laps::Idle;
-        assert_eq!(laps.turns(at(0), 500), 500);
+        let mut laps = begun(500);
         laps.wrote(at(500), 64, 500);
         assert_eq!(laps.turns(at(500), 500), 436, "those who had their turn wait for the next lap");
         laps.wrote(at(1_500), 436, 500);
@@ -96,24 +101,21 @@ mod tests {
 
     #[test]
     fn a_rest_is_two_milliseconds_at_most() {
-        let mut laps = Laps::Idle;
-        assert_eq!(laps.turns(at(0), 10_000), 10_000);
+        let mut laps = begun(10_000);
         laps.wrote(at(90_000), 10_000, 1);
         assert_eq!(laps.rests_until(), Some(at(92_000)));
     }
 
     #[test]
     fn a_short_lap_is_followed_by_the_next_one_at_once() {
-        let mut laps = Laps::Idle;
-        assert_eq!(laps.turns(at(0), 10), 10);
+        let mut laps = begun(10);
         laps.wrote(at(900), 10, 10);
         assert_eq!(laps.turns(at(900), 10), 10);
     }
 
     #[test]
     fn links_that_end_do_not_hold_up_a_lap() {
-        let mut laps = Laps::Idle;
-        assert_eq!(laps.turns(at(0), 10), 10);
+        let mut laps = begun(10);
         laps.wrote(at(10), 3, 0);
         assert_eq!(laps.turns(at(20), 0), 0);
         assert_eq!(laps.turns(at(30), 2), 2);

@@ -344,9 +344,10 @@ impl Doors {
         Group { doors: self.clone(), parts }
     }
 
-    /// While this is held, an I/O thread that sleeps is not woken by what it is asked: it is when this is dropped, and
-    /// finds all of it. For whoever has many things to say at once: a thread that is woken by the first would take
-    /// the processor of who has the others, do that one thing and sleep again, and so for each of them.
+    /// While this is held, an I/O thread that sleeps is not woken by what it is asked: it is when this is dropped, if
+    /// it was asked anything, and finds all of it. For whoever has many things to say at once: a thread that is woken
+    /// by the first would take the processor of who has the others, do that one thing and sleep again, and so for each
+    /// of them.
     #[must_use = "dropping it wakes the I/O threads"]
     pub(crate) fn quietly(&self) -> Quietly<'_> {
         let asleep = self.ports.iter().map(|port| port.claims_wake()).collect();

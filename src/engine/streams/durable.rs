@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use crate::codec::sse;
 use crate::codec::token::{Tag, Token};
-use crate::engine::worker::{Inbox, Refused};
 use crate::rt::{Lock, Rand, Wall};
 use crate::state::stream::Cursor;
 use crate::store::streams::{
@@ -21,11 +20,8 @@ use crate::store::streams::{
 
 use super::event::{Ended, Event, What};
 use super::follower::Voice;
-use super::room::{Message, Newcomer, Poll, Polled, Then};
-use super::{Desk, StreamError, Streams, found, writes};
-
-/// Somebody who comes to a stream: what is made of how it stands, maybe a follower.
-pub(crate) type Comes = Box<dyn FnOnce(Result<StreamRow, StreamError>) -> Option<Newcomer> + Send>;
+use super::room::{Message, Poll, Polled, Then};
+use super::{Desk, Streams, found, writes};
 
 /// How the messages of a stream are said over server-sent events and in one answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,75 +223,6 @@ impl Streams {
             move |store| store.catch_up(&at, read),
             move |answer| then(found(answer)),
         );
-    }
-
-    /// The row of a stream alone. Those who ask for the same at once share a read.
-    pub fn row_then(&self, at: Address, then: Then<StreamRow>) {
-        self.shared.rows.ask(&self.shared.readers, at, then);
-    }
-
-    /// The same for somebody who comes to follow it.
-    pub fn stands_then(&self, at: Address, then: Then<StreamRow>) {
-        let told = |row| {
-            then(row);
-            None
-        };
-        self.meet(at, Box::new(told), |inbox, message| inbox.try_data(message));
-    }
-
-    /// Tells somebody how a stream stands, who may follow it then. Where others follow it already and nobody else
-    /// writes to the store, the room that tells them does both: nothing is read, and the calling thread, which is
-    /// not a room's, goes in if nobody is there.
-    pub(crate) fn come(&self, at: Address, comes: Comes) {
-        self.meet(at, comes, |inbox, message| inbox.entering().try_data(message));
-    }
-
-    fn meet(
-        &self,
-        at: Address,
-        comes: Comes,
-        put: impl FnOnce(&Inbox<Message>, Message) -> Result<(), Refused<Message>>,
-    ) {
-        let names = self.shared.names.clone();
-        let id = match &at {
-            Address::Id(id) => Some(*id),
-            Address::Name(name) => names.get(name),
-        };
-        let streams = self.clone();
-        let read = move |comes: Comes| {
-            let reads = streams.clone();
-            let found = move |row: Result<StreamRow, StreamError>| {
-                if let Ok(row) = &row {
-                    names.put(row.name.clone(), row.id);
-                }
-                if let Some(newcomer) = comes(row) {
-                    streams.enter(newcomer);
-                }
-            };
-            reads.row_then(at, Box::new(found));
-        };
-        let Some(id) = id.filter(|id| self.shared.shards.interested(*id).is_some()) else {
-            return read(comes);
-        };
-        // Whoever answers takes it along: the room, or this when the room takes nothing.
-        let asked = Arc::new(Lock::new(Some((comes, read))));
-        let answers = asked.clone();
-        let known = move |row: Option<StreamRow>| {
-            let (comes, read) = answers.lock().take()?;
-            match row {
-                Some(row) => comes(Ok(row)),
-                None => {
-                    read(comes);
-                    None
-                }
-            }
-        };
-        if put(self.shared.shards.of(id), Message::Stands(id, Box::new(known))).is_err() {
-            let asked = asked.lock().take();
-            if let Some((comes, read)) = asked {
-                read(comes);
-            }
-        }
     }
 
     /// Moves the expiry of a stream that was just read.
