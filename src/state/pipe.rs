@@ -283,15 +283,15 @@ impl Pipe {
         if self.accepts() { self.replay.pull(from, pool) } else { 0 }
     }
 
-    /// Room for the next bytes in place; empty when there is none.
-    pub fn space(&mut self, pool: &mut Pool) -> &mut [u8] {
-        if self.accepts() { self.replay.space(pool) } else { &mut [] }
+    /// Room for the next `max` bytes in place, or for fewer; nothing when there is none.
+    pub fn spaces(&mut self, max: usize, pool: &mut Pool) -> impl Iterator<Item = &mut [u8]> {
+        let max = if self.accepts() { max } else { 0 };
+        self.replay.spaces(max, pool)
     }
 
-    /// The first `count` bytes of [`space`](Pipe::space) are written now.
+    /// The first `count` bytes of [`spaces`](Pipe::spaces) are written now.
     pub fn commit(&mut self, count: usize, pool: &mut Pool) {
-        self.replay.commit(count);
-        self.replay.tidy(pool);
+        self.replay.commit(count, pool);
     }
 
     /// How much [`write`](Pipe::write) would take.
@@ -506,11 +506,22 @@ impl Pipe {
     /// must deliver them in order and call [`took`](Pipe::took), or [`hold`](Pipe::hold) them: they
     /// count as received. Bytes from any but the newest carrier are not new.
     pub fn data<'a>(&mut self, epoch: u64, off: u64, bytes: &'a [u8]) -> Result<&'a [u8], Violation> {
+        self.data_behind(0, epoch, off, bytes)
+    }
+
+    /// The same behind `pending` fresh bytes that are neither held nor passed yet.
+    pub fn data_behind<'a>(
+        &mut self,
+        pending: u64,
+        epoch: u64,
+        off: u64,
+        bytes: &'a [u8],
+    ) -> Result<&'a [u8], Violation> {
         if self.attached() != Some(epoch) || self.phase != Phase::Open {
             return Ok(&[]);
         }
         let end = off.checked_add(bytes.len() as u64).ok_or(Violation::Overflow)?;
-        let expected = self.inbound.end();
+        let expected = self.inbound.end() + pending;
         if off > expected {
             return Err(Violation::Gap { expected, came: off });
         }
@@ -564,8 +575,7 @@ impl Pipe {
 
     /// The first `count` bytes of what [`arriving`](Pipe::arriving) gave have come.
     pub fn arrived(&mut self, now: Moment, count: usize, pool: &mut Pool) {
-        self.inbound.commit(count);
-        self.inbound.tidy(pool);
+        self.inbound.commit(count, pool);
         if count > 0 {
             self.owe_ack(now);
         }

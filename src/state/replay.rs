@@ -178,7 +178,7 @@ impl Replay {
                 break;
             }
             space[..count].copy_from_slice(&bytes[..count]);
-            self.commit(count);
+            self.commit(count, pool);
             taken += count;
             bytes = &bytes[count..];
         }
@@ -201,14 +201,42 @@ impl Replay {
         &mut last.chunk[from..to]
     }
 
-    /// The first `count` bytes of what [`space`](Replay::space) gave are part of the log now.
-    pub fn commit(&mut self, count: usize) {
-        let Some(last) = self.runs.back_mut() else {
-            return assert!(count == 0, "more was committed than given");
-        };
-        assert!(last.from + last.len + count <= CHUNK, "more was committed than given");
-        last.len += count;
-        self.end += count as u64;
+    /// The same in as many chunks as it takes for `max` bytes, for one read into all of them.
+    pub fn spaces(&mut self, max: usize, pool: &mut Pool) -> impl Iterator<Item = &mut [u8]> {
+        let room = usize::try_from(self.room()).unwrap_or(usize::MAX).min(max);
+        let mut there = self.runs.back().map_or(0, |last| CHUNK - last.from - last.len);
+        let known = self.runs.len() - usize::from(there > 0);
+        while there < room {
+            self.runs.push_back(Run { chunk: pool.take(), off: self.end, from: 0, len: 0 });
+            there += CHUNK;
+        }
+        let mut left = room;
+        self.runs.range_mut(known..).map_while(move |run| {
+            let from = run.from + run.len;
+            let to = CHUNK.min(from + left);
+            left -= to - from;
+            (from < to).then(|| &mut run.chunk[from..to])
+        })
+    }
+
+    /// The first `count` bytes of what [`space`](Replay::space) or [`spaces`](Replay::spaces) gave are part of the
+    /// log now. Chunks that nothing came into go back.
+    pub fn commit(&mut self, count: usize, pool: &mut Pool) {
+        let mut left = count;
+        let known = self.runs.iter().rposition(|run| run.len > 0).unwrap_or(0);
+        for run in self.runs.range_mut(known.min(self.runs.len())..) {
+            let fits = left.min(CHUNK - run.from - run.len);
+            if run.len == 0 {
+                run.off = self.end;
+            }
+            run.len += fits;
+            self.end += fits as u64;
+            left -= fits;
+        }
+        assert!(left == 0, "more was committed than given");
+        while let Some(empty) = self.runs.pop_back_if(|last| last.len == 0) {
+            pool.give(empty.chunk);
+        }
     }
 
     /// Takes bytes out of the front of `other`, as many as there is room for, and says how many.

@@ -19,7 +19,7 @@ mod visit;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -49,7 +49,10 @@ use crate::state::pipe::{self, Control, End, Ending, Pipe, PipeId, Settings, Sid
 use crate::state::replay::{CHUNK, Pool};
 
 /// How much one pipe moves before the others have their turn.
-const TURN: usize = 1 << 20;
+const TURN: usize = 2 << 20;
+/// What is read at once from a local socket that brings much, and half of the window at most; it leaves before more
+/// is read. In small bites the socket would never be empty, and its peer would wait for each of them to send again.
+const TAKE: usize = 4 << 20;
 /// What is read from a carrier at once.
 const READ: usize = 256 * 1024;
 /// Bytes of a long DATA frame are read to where they stay, so many at least...
@@ -212,6 +215,8 @@ pub(super) enum Local {
 pub(super) struct LocalSocket {
     socket: Socket,
     readable: bool,
+    /// The last read filled all it was given.
+    flows: bool,
     writable: bool,
     write_ended: bool,
     /// It does not take bytes any more; what still comes for it is dropped.

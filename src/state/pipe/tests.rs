@@ -149,6 +149,18 @@ fn duplicates_drop_themselves_and_a_gap_is_fatal() {
 }
 
 #[test]
+fn bytes_that_go_on_together_are_counted_behind_each_other() {
+    let mut bench = Bench::attached(Side::Server, 0);
+    let fresh = bench.pipe.data(1, 0, b"hello").expect("in order");
+    let behind = bench.pipe.data_behind(5, 1, 3, b"lo world").expect("overlaps what is not kept yet");
+    assert_eq!((fresh, behind), (&b"hello"[..], &b" world"[..]));
+    assert_eq!(bench.pipe.data_behind(11, 1, 12, b"x"), Err(Violation::Gap { expected: 11, came: 12 }));
+    bench.pipe.passed(bench.now, 5, &mut bench.pool);
+    bench.pipe.hold(bench.now, behind, &mut bench.pool);
+    assert_eq!((bench.pipe.received(), bench.read().as_str()), (11, " world"));
+}
+
+#[test]
 fn bytes_beyond_the_limit_are_fatal_and_allocate_nothing() {
     let mut bench = Bench::attached(Side::Server, 0);
     let full = "x".repeat(WINDOW_MIN as usize);

@@ -70,13 +70,42 @@ fn bytes_can_be_read_in_place() {
     let mut pool = Pool::new(4);
     let mut replay = Replay::new(0, 3 * CHUNK as u64);
     replay.space(&mut pool)[..3].copy_from_slice(b"abc");
-    replay.commit(3);
+    replay.commit(3, &mut pool);
     assert_eq!(replay.space(&mut pool).len(), CHUNK - 3);
     assert_eq!(collect(&replay, 0, 9), b"abc");
     replay.ack(3, &mut pool).expect("sent");
     assert_eq!(replay.space(&mut pool).len(), CHUNK, "a fresh chunk starts at its beginning");
     replay.tidy(&mut pool);
     assert_eq!(replay.memory(), 0, "nothing came, nothing is held");
+}
+
+#[test]
+fn bytes_can_be_read_into_many_chunks_at_once_and_what_was_not_needed_goes_back() {
+    let mut pool = Pool::new(8);
+    let mut replay = Replay::new(0, 4 * CHUNK as u64);
+    assert_eq!(replay.push(&bytes(0, 10), &mut pool), 10);
+    for (max, lengths, come) in [
+        (CHUNK, vec![CHUNK - 10, 10], 3),
+        (2 * CHUNK, vec![CHUNK - 13, CHUNK, 13], CHUNK),
+        // No more than there is room for.
+        (9 * CHUNK, vec![CHUNK - 13, CHUNK, CHUNK], 3 * CHUNK - 13),
+        (9 * CHUNK, vec![], 0),
+    ] {
+        let from = replay.end();
+        let mut spaces: Vec<&mut [u8]> = replay.spaces(max, &mut pool).collect();
+        let given: Vec<usize> = spaces.iter().map(|space| space.len()).collect();
+        assert_eq!(given, lengths);
+        let came = bytes(from, come);
+        let mut rest = &came[..];
+        for space in &mut spaces {
+            let count = rest.len().min(space.len());
+            space[..count].copy_from_slice(&rest[..count]);
+            rest = &rest[count..];
+        }
+        replay.commit(come, &mut pool);
+        assert_eq!(collect(&replay, 0, usize::MAX), bytes(0, from as usize + come));
+        assert_eq!(replay.memory(), (from as usize + come).div_ceil(CHUNK) * CHUNK);
+    }
 }
 
 #[test]
@@ -126,10 +155,15 @@ proptest! {
                     end += taken;
                 }
                 Op::InPlace(count) => {
-                    let space = replay.space(&mut pool);
-                    let count = count.min(space.len());
-                    space[..count].copy_from_slice(&bytes(end, count));
-                    replay.commit(count);
+                    let mut came = 0;
+                    for space in replay.spaces(count, &mut pool) {
+                        space.copy_from_slice(&bytes(end + came as u64, space.len()));
+                        came += space.len();
+                    }
+                    prop_assert_eq!(came as u64, (count as u64).min(bound - (end - acked)));
+                    // A read seldom fills all it was given.
+                    let count = came - came / 3;
+                    replay.commit(count, &mut pool);
                     replay.tidy(&mut pool);
                     end += count as u64;
                     prop_assert!(end - acked <= bound);

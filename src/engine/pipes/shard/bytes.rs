@@ -2,6 +2,25 @@
 
 use super::*;
 
+/// How many pieces go to the local side by one write.
+const PIECES: usize = 64;
+
+/// Bytes that have just come and go on together: each write to a socket wakes whoever reads there.
+#[derive(Default)]
+struct Fresh<'a> {
+    pieces: Vec<&'a [u8]>,
+    len: u64,
+}
+
+impl<'a> Fresh<'a> {
+    fn push(&mut self, bytes: &'a [u8]) {
+        if !bytes.is_empty() {
+            self.pieces.push(bytes);
+            self.len += bytes.len() as u64;
+        }
+    }
+}
+
 impl Shard {
     pub(super) fn turn(&mut self, now: Moment, slot: usize) {
         self.turn_with(now, slot, &mut Visit::Own);
@@ -61,8 +80,10 @@ impl Shard {
         };
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut pieces = std::mem::take(&mut self.pieces);
-        let raw_for_handles = matches!(live.local, Local::Duct(_)) && bearer.carrier.is_raw();
-        let amid = bearer.decoder.amid_data().filter(|_| raw_for_handles);
+        // A socket takes what comes from here at once, unless it has yet to take what came before.
+        let stay = matches!(live.local, Local::Duct(_)) || live.pipe.unread() > 0;
+        let in_place = stay && bearer.carrier.is_raw();
+        let amid = bearer.decoder.amid_data().filter(|_| in_place);
         let straight = amid.map_or(0, |(off, left)| {
             let count = left.min(visit.room());
             if live.pipe.may_pass(bearer.epoch, off, count) { count } else { 0 }
@@ -86,7 +107,7 @@ impl Shard {
                 })
             }
             // Behind the head of a frame that is as long as the last ones the rest is read to where it stays.
-            None if raw_for_handles && bearer.decoder.lately() >= CHUNK => {
+            None if in_place && bearer.decoder.lately() >= CHUNK => {
                 bearer.carrier.read_pieces(&mut buffer[..HEADS], &mut pieces)
             }
             None => {
@@ -153,28 +174,27 @@ impl Shard {
 
     /// Frames arrived.
     pub(super) fn take_in(&mut self, now: Moment, live: &mut Live, mut input: &[u8], visit: &mut Visit<'_>) {
-        let Some(bearer) = &mut live.bearer else { return };
-        let epoch = bearer.epoch;
+        let Some(epoch) = live.bearer.as_ref().map(|bearer| bearer.epoch) else { return };
+        let mut fresh = Fresh::default();
         loop {
+            let Some(bearer) = &mut live.bearer else { return };
             let result = match bearer.decoder.next(&mut input) {
-                Ok(None) => return,
-                Ok(Some(Piece::Data { off, bytes })) => match live.pipe.data(epoch, off, bytes) {
-                    Ok(fresh) => {
-                        live.down += fresh.len() as u64;
-                        let direct = match live.pipe.unread() {
-                            0 if visit.is_guest() => visit.take(fresh),
-                            0 => live.local.write_now(fresh),
-                            _ => 0,
-                        };
-                        if direct > 0 {
-                            live.pipe.passed(now, direct, &mut self.pool);
+                Ok(None) => return self.pass_on(now, live, &mut fresh, visit),
+                Ok(Some(Piece::Data { off, bytes })) => {
+                    match live.pipe.data_behind(fresh.len, epoch, off, bytes) {
+                        Ok(bytes) => {
+                            fresh.push(bytes);
+                            if fresh.pieces.len() == PIECES {
+                                self.pass_on(now, live, &mut fresh, visit);
+                            }
+                            Ok(())
                         }
-                        live.pipe.hold(now, &fresh[direct..], &mut self.pool);
-                        Ok(())
+                        Err(violation) => Err(violation.to_string()),
                     }
-                    Err(violation) => Err(violation.to_string()),
-                },
+                }
                 Ok(Some(Piece::Control(control))) => {
+                    // It is about the bytes before it.
+                    self.pass_on(now, live, &mut fresh, visit);
                     if let Control::Reset(end) = &control {
                         log::debug!("pipes: the peer ends a pipe: {end}");
                     }
@@ -186,11 +206,34 @@ impl Shard {
                 Err(error) => Err(error.to_string()),
             };
             if let Err(why) = result {
+                self.pass_on(now, live, &mut fresh, visit);
                 log::warn!("pipes: a peer broke the protocol: {why}");
                 live.pipe.abort(End::new(Ending::Protocol, why), &mut self.pool);
                 return;
             }
         }
+    }
+
+    /// What came goes to the local side at once, as far as that takes it and nothing waits in front; the rest is kept.
+    fn pass_on(&mut self, now: Moment, live: &mut Live, fresh: &mut Fresh<'_>, visit: &mut Visit<'_>) {
+        if fresh.len == 0 {
+            return;
+        }
+        live.down += fresh.len;
+        let mut direct = match live.pipe.unread() {
+            0 if visit.is_guest() => fresh.pieces.iter().map(|piece| visit.take(piece)).sum(),
+            0 => live.local.write_now(&fresh.pieces),
+            _ => 0,
+        };
+        if direct > 0 {
+            live.pipe.passed(now, direct, &mut self.pool);
+        }
+        for piece in fresh.pieces.drain(..) {
+            let skip = direct.min(piece.len());
+            direct -= skip;
+            live.pipe.hold(now, &piece[skip..], &mut self.pool);
+        }
+        fresh.len = 0;
     }
 
     /// Received bytes go to the local side.
@@ -267,14 +310,25 @@ impl Shard {
                 count as usize
             }
             Local::Socket(local) => {
+                // What was read before leaves first.
+                let leaves = live.bearer.as_ref().is_some_and(|bearer| bearer.writable && !bearer.still);
+                if leaves && live.pipe.sendable() >= READ as u64 {
+                    return 0;
+                }
+                let most = (live.pipe.window() as usize / 2).clamp(CHUNK, TAKE);
                 let mut taken = 0;
-                while local.readable && taken < READ {
-                    let space = live.pipe.space(&mut self.pool);
-                    if space.is_empty() {
+                while local.readable && taken < most {
+                    let wanted = if local.flows { most - taken } else { CHUNK };
+                    let mut spaces: Vec<IoSliceMut<'_>> =
+                        live.pipe.spaces(wanted, &mut self.pool).map(IoSliceMut::new).collect();
+                    if spaces.is_empty() {
                         break;
                     }
-                    let result = local.socket.read(space);
-                    live.pipe.commit(*result.as_ref().unwrap_or(&0), &mut self.pool);
+                    let room: usize = spaces.iter().map(|space| space.len()).sum();
+                    let result = local.socket.read_vectored(&mut spaces);
+                    let count = *result.as_ref().unwrap_or(&0);
+                    local.flows = count == room;
+                    live.pipe.commit(count, &mut self.pool);
                     match result {
                         Ok(0) => {
                             local.readable = false;

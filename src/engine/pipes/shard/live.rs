@@ -4,7 +4,14 @@ use super::*;
 
 impl Local {
     pub(super) fn socket(socket: Socket) -> Local {
-        Local::Socket(LocalSocket { socket, readable: true, writable: true, write_ended: false, deaf: false })
+        Local::Socket(LocalSocket {
+            socket,
+            readable: true,
+            flows: false,
+            writable: true,
+            write_ended: false,
+            deaf: false,
+        })
     }
 }
 
@@ -37,18 +44,20 @@ impl Bearer {
 
 impl Local {
     /// Writes bytes that nothing waits in front of; gives how many went.
-    pub(super) fn write_now(&mut self, bytes: &[u8]) -> usize {
-        match self {
-            Local::Socket(local) if local.writable && !local.deaf => match local.socket.write(bytes) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    local.writable = false;
-                    0
-                }
-                // Found again, and handled, by whoever writes what is held.
-                Err(_) => 0,
-            },
-            _ => 0,
+    pub(super) fn write_now(&mut self, pieces: &[&[u8]]) -> usize {
+        let Local::Socket(local) = self else { return 0 };
+        if !local.writable || local.deaf {
+            return 0;
+        }
+        let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        match local.socket.write_vectored(&slices) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                local.writable = false;
+                0
+            }
+            // Found again, and handled, by whoever writes what is held.
+            Err(_) => 0,
         }
     }
 }
