@@ -17,6 +17,7 @@ use super::dial::{Address, Adopted, Dial, Refused, Speak};
 use super::http::{ResponseHead, ResponseReader};
 use super::link::{Doors, Happened, LinkEvent, LinkId, Owner};
 use super::listen::{is_exhausted, keep_lively};
+use super::pace::unpace;
 use super::tls::{ClientTls, Tls};
 use super::websocket;
 use crate::rt::{Cancel, Lock, Op, Rt};
@@ -275,7 +276,8 @@ impl Attempt<'_> {
             if let Some(error) = socket.take_error().map_err(said)? {
                 return Err(self.said(&error));
             }
-            if socket.peer_addr().is_ok() {
+            if let Ok(peer) = socket.peer_addr() {
+                unpace(&socket, peer.ip());
                 break;
             }
         }

@@ -27,6 +27,7 @@ pub mod link;
 pub(crate) mod links;
 mod listen;
 pub(crate) mod order;
+pub(crate) mod pace;
 mod pass;
 mod poll;
 mod tls;

@@ -17,6 +17,7 @@ use crate::rt::{Cancel, Moment, Rt};
 use crate::state::pipe::hello::{Asked, Asking, Greeting, HANDSHAKE_WAIT, Known, Refuse, Want, Welcome};
 use crate::state::pipe::proof::{Secret, Stand};
 use crate::state::pipe::{End, Ending, PipeId};
+use crate::wire::pace::unpace;
 
 const SOCKET: Token = Token(0);
 const GIVEN_UP: Token = Token(1);
@@ -152,8 +153,9 @@ impl Patience {
             }
             let Socket::Tcp(stream) = &socket else { unreachable!("made above") };
             match stream.peer_addr() {
-                Ok(_) => {
+                Ok(peer) => {
                     stream.set_nodelay(true)?;
+                    unpace(stream, peer.ip());
                     return Ok(socket);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => {}

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use towpath::client::pipe::{Incoming, Pipe, PipeListener, State};
 use towpath::engine::pipes::dial::Plain;
 use towpath::engine::pipes::http::{HttpDialer, Transport};
@@ -76,7 +77,11 @@ fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let one = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
     let other = listener.accept().expect("a connection").0;
-    one.set_nodelay(true).and_then(|()| other.set_nodelay(true)).expect("a socket option");
+    for socket in [&one, &other] {
+        socket.set_nodelay(true).expect("a socket option");
+        // A system whose default is BBR paces plain TCP on one machine; pipes take the pace from their carriers there.
+        SockRef::from(socket).set_tcp_congestion(b"reno").expect("a socket option");
+    }
     (one, other)
 }
 
