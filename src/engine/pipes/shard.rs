@@ -54,7 +54,7 @@ const TURN: usize = 2 << 20;
 /// is read. In small bites the socket would never be empty, and its peer would wait for each of them to send again.
 const TAKE: usize = 4 << 20;
 /// What is read from a carrier at once.
-const READ: usize = 256 * 1024;
+const READ: usize = 512 * 1024;
 /// Bytes of a long DATA frame are read to where they stay, so many at least...
 const DIRECT: usize = 16 * 1024;
 /// ...and the head of the next one, and small frames, by this many.
