@@ -17,7 +17,7 @@ use super::dial::{Address, Adopted, Dial, Refused, Speak};
 use super::http::{ResponseHead, ResponseReader};
 use super::link::{Doors, Happened, LinkEvent, LinkId, Owner};
 use super::listen::{is_exhausted, keep_lively};
-use super::pace::unpace;
+use super::pace;
 use super::tls::{ClientTls, Tls};
 use super::websocket;
 use crate::rt::{Cancel, Lock, Op, Rt};
@@ -260,7 +260,7 @@ impl Attempt<'_> {
                 let _ = waker.wake();
             })
         });
-        let mut socket = mio::net::TcpStream::connect(address).map_err(said)?;
+        let mut socket = pace::connect(address).map_err(said)?;
         poll.registry().register(&mut socket, Token(0), Interest::WRITABLE).map_err(said)?;
         let mut events = mio::Events::with_capacity(4);
         loop {
@@ -276,8 +276,7 @@ impl Attempt<'_> {
             if let Some(error) = socket.take_error().map_err(said)? {
                 return Err(self.said(&error));
             }
-            if let Ok(peer) = socket.peer_addr() {
-                unpace(&socket, peer.ip());
+            if socket.peer_addr().is_ok() {
                 break;
             }
         }

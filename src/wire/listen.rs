@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::carrier::{Carrier, Socket};
 use super::link::Peer;
-use super::pace;
+use super::pace::unpace;
 use super::tls::{ServerTls, Tls};
 use crate::error::{Error, Result};
 
@@ -113,15 +113,12 @@ impl Listener {
     }
 
     pub(super) fn watch(self, registry: &mio::Registry, token: Token, number: u8) -> io::Result<Accepting> {
-        let mut everywhere = false;
         let socket = match self.socket {
             Listening::Tcp(socket) => {
                 socket.set_nonblocking(true)?;
                 // What is accepted has it from here: five system calls less for each.
                 keep_lively(&socket);
-                let address = socket.local_addr()?.ip();
-                pace::unpace(&socket, address);
-                everywhere = address.is_unspecified();
+                unpace(&socket, socket.local_addr()?.ip());
                 let mut socket = mio::net::TcpListener::from_std(socket);
                 registry.register(&mut socket, token, Interest::READABLE)?;
                 Watched::Tcp(socket)
@@ -133,7 +130,7 @@ impl Listener {
                 Watched::Unix(socket, path)
             }
         };
-        Ok(Accepting { socket, everywhere, tls: self.tls, number, acceptable: true })
+        Ok(Accepting { socket, tls: self.tls, number, acceptable: true })
     }
 }
 
@@ -170,8 +167,6 @@ fn bind_unix(path: &Path) -> io::Result<Listening> {
 /// A listener on its I/O thread.
 pub(super) struct Accepting {
     socket: Watched,
-    /// It listens at every address: only some of those who come are on this machine.
-    everywhere: bool,
     tls: Option<ServerTls>,
     number: u8,
     /// Whether the kernel may have connections for us.
@@ -188,9 +183,6 @@ impl Accepting {
         let (socket, address) = match &self.socket {
             Watched::Tcp(listener) => {
                 let (socket, address) = listener.accept()?;
-                if self.everywhere {
-                    pace::unpace(&socket, address.ip());
-                }
                 (Socket::Tcp(socket), Some(address))
             }
             Watched::Unix(listener, _) => (Socket::Unix(listener.accept()?.0), None),

@@ -4,19 +4,33 @@
 //! sent over time, by timers, and between two programs on one machine those timers are all it does: they cost a
 //! tunnel a sixth of its rate. Any process may choose the one that does without.
 
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
-use socket2::SockRef;
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// What paces, in all its versions.
 const PACES: &[u8] = b"bbr";
 /// What does not, and is never forbidden.
 const PLAIN: &[u8] = b"reno";
 
-/// Takes the pace from a connection to `peer`, or from a listener at that address, if it is on this machine.
-pub(crate) fn unpace(socket: &impl AsFd, peer: IpAddr) {
-    if !peer.to_canonical().is_loopback() {
+/// Begins to connect, without a pace if that is on this machine. Whether it is connected is told by a poller.
+pub(crate) fn connect(address: SocketAddr) -> io::Result<mio::net::TcpStream> {
+    let how = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(address), how, Some(Protocol::TCP))?;
+    unpace(&socket, address.ip());
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => Err(error),
+        _ => Ok(mio::net::TcpStream::from_std(socket.into())),
+    }
+}
+
+/// Takes the pace from a socket that is about to connect to `address`, or from a listener there, whose connections
+/// inherit it. Once a connection is there its timers stay, whatever it is told.
+pub(crate) fn unpace(socket: &impl AsFd, address: IpAddr) {
+    if !address.to_canonical().is_loopback() {
         return;
     }
     let socket = SockRef::from(socket);
@@ -57,5 +71,16 @@ mod tests {
             unpace(&socket, here);
             assert!(congestion(&socket).starts_with(&after), "{here}");
         }
+    }
+
+    #[test]
+    fn both_ends_of_a_connection_on_this_machine_are_without_a_pace() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        unpace(&listener, address.ip());
+        let near = connect(address).expect("it listens");
+        let (far, _) = listener.accept().expect("somebody came");
+        assert!(!congestion(&near).starts_with(PACES));
+        assert!(!congestion(&far).starts_with(PACES));
     }
 }

@@ -17,7 +17,6 @@ use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 
-use crate::wire::pace::unpace;
 use crate::wire::websocket::{self, InPlace, Message, Outgoing, Reader, Role};
 
 /// The most that waits between the frames and the socket, where anything does, and the longest WebSocket
@@ -65,7 +64,6 @@ impl Socket {
     pub fn tcp(stream: std::net::TcpStream) -> io::Result<Socket> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        unpace(&stream, stream.peer_addr()?.ip());
         Ok(Socket::Tcp(TcpStream::from_std(stream)))
     }
 

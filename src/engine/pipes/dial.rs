@@ -17,7 +17,7 @@ use crate::rt::{Cancel, Moment, Rt};
 use crate::state::pipe::hello::{Asked, Asking, Greeting, HANDSHAKE_WAIT, Known, Refuse, Want, Welcome};
 use crate::state::pipe::proof::{Secret, Stand};
 use crate::state::pipe::{End, Ending, PipeId};
-use crate::wire::pace::unpace;
+use crate::wire::pace;
 
 const SOCKET: Token = Token(0);
 const GIVEN_UP: Token = Token(1);
@@ -144,7 +144,7 @@ impl Patience {
     }
 
     fn connect_one(&mut self, address: SocketAddr) -> io::Result<Socket> {
-        let mut socket = Socket::Tcp(mio::net::TcpStream::connect(address)?);
+        let mut socket = Socket::Tcp(pace::connect(address)?);
         socket.register(self.poll.registry(), SOCKET)?;
         loop {
             self.wait()?;
@@ -153,9 +153,8 @@ impl Patience {
             }
             let Socket::Tcp(stream) = &socket else { unreachable!("made above") };
             match stream.peer_addr() {
-                Ok(peer) => {
+                Ok(_) => {
                     stream.set_nodelay(true)?;
-                    unpace(stream, peer.ip());
                     return Ok(socket);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => {}

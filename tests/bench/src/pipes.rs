@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use towpath::client::pipe::{Incoming, Pipe, PipeListener, State};
 use towpath::engine::pipes::dial::Plain;
 use towpath::engine::pipes::http::{HttpDialer, Transport};
@@ -73,15 +73,17 @@ fn echo(mut asks: impl Read + Write, mut answers: impl Read + Write + Send) -> u
     ECHOES
 }
 
+/// A system whose default is BBR paces plain TCP on one machine; pipes take the pace from their carriers there, and the
+/// floors are without it as well.
 fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let one = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
-    let other = listener.accept().expect("a connection").0;
-    for socket in [&one, &other] {
-        socket.set_nodelay(true).expect("a socket option");
-        // A system whose default is BBR paces plain TCP on one machine; pipes take the pace from their carriers there.
-        SockRef::from(socket).set_tcp_congestion(b"reno").expect("a socket option");
-    }
+    let address = listener.local_addr().expect("bound");
+    let one = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    SockRef::from(&listener).set_tcp_congestion(b"reno").expect("a socket option");
+    one.set_tcp_congestion(b"reno").expect("a socket option");
+    one.connect(&address.into()).expect("it listens");
+    let (one, other) = (TcpStream::from(one), listener.accept().expect("a connection").0);
+    one.set_nodelay(true).and_then(|()| other.set_nodelay(true)).expect("a socket option");
     (one, other)
 }
 
