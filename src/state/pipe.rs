@@ -6,7 +6,7 @@
 //! an older one still says is ignored here, in one place.
 //!
 //! How to drive one: give it what the local side writes ([`write`](Pipe::write), or
-//! [`space`](Pipe::space) and [`commit`](Pipe::commit) in place), what the carrier brings
+//! [`spaces`](Pipe::spaces) and [`commit`](Pipe::commit) in place), what the carrier brings
 //! ([`data`](Pipe::data), [`control`](Pipe::control)), tell it what the local side took
 //! ([`took`](Pipe::took)); then put on the carrier what [`next`](Pipe::next) says until it says
 //! nothing, and call [`alarm`](Pipe::alarm) at [`deadline`](Pipe::deadline). When a carrier is lost

@@ -73,14 +73,21 @@ fn echo(mut asks: impl Read + Write, mut answers: impl Read + Write + Send) -> u
     ECHOES
 }
 
-/// A system whose default is BBR paces plain TCP on one machine; pipes take the pace from their carriers there, and the
-/// floors are without it as well.
 fn sockets() -> (TcpStream, TcpStream) {
+    connected_pair(|_| Ok(()))
+}
+
+/// A system whose default is BBR paces plain TCP on one machine; pipes take the pace from their carriers there.
+fn unpaced_sockets() -> (TcpStream, TcpStream) {
+    connected_pair(|socket| socket.set_tcp_congestion(b"reno"))
+}
+
+fn connected_pair(prepare: fn(&Socket) -> io::Result<()>) -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");
     let one = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    SockRef::from(&listener).set_tcp_congestion(b"reno").expect("a socket option");
-    one.set_tcp_congestion(b"reno").expect("a socket option");
+    // What is accepted inherits it; once connected it would be too late.
+    prepare(&SockRef::from(&listener)).and_then(|()| prepare(&one)).expect("a socket option");
     one.connect(&address.into()).expect("it listens");
     let (one, other) = (TcpStream::from(one), listener.accept().expect("a connection").0);
     one.set_nodelay(true).and_then(|()| other.set_nodelay(true)).expect("a socket option");
@@ -183,6 +190,11 @@ pub(crate) fn run(bench: &mut Bench) {
     let case = Case { name: "pipes/bulk", floor: "plain TCP", unit: "bytes", goal: 0.75 };
     bench.pair(&case, || Sample::take(|| carry(&one, &other)), || Sample::take(|| carry(&ours, &theirs)));
 
+    let (from, to) = unpaced_sockets();
+    let case =
+        Case { name: "pipes/bulk-beside-unpaced", floor: "plain TCP, never BBR", unit: "bytes", goal: 0.7 };
+    bench.pair(&case, || Sample::take(|| carry(&from, &to)), || Sample::take(|| carry(&ours, &theirs)));
+
     // What keeping a window of bytes costs by itself is 0.8 of plain TCP near by, of which the pipe has 0.75.
     let case = Case {
         name: "pipes/bulk-beside-a-ring",
@@ -190,7 +202,6 @@ pub(crate) fn run(bench: &mut Bench) {
         unit: "bytes",
         goal: 0.94,
     };
-    let (from, to) = sockets();
     let mut ring = Ring { socket: &from, bytes: vec![0; Settings::default().window as usize], at: 0 };
     bench.pair(&case, || Sample::take(|| carry(&mut ring, &to)), || Sample::take(|| carry(&ours, &theirs)));
 
