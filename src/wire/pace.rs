@@ -2,7 +2,7 @@
 //!
 //! Congestion control is for a path that is shared with others. Where the system's default is BBR it spreads what is
 //! sent over time, by timers, and between two programs on one machine those timers are all it does: they cost a
-//! tunnel a sixth of its rate. Any process may choose the one that does without.
+//! pipe a third of its rate. Any process may choose the one that does without.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
