@@ -12,7 +12,7 @@ use crate::engine::pipes::carrier::Socket;
 use crate::engine::pipes::http::HttpDialer;
 use crate::engine::pipes::{Pipes, PipesHandle, Server, Settings};
 use crate::rt::Rt;
-use crate::wire::pace::unpace;
+use crate::wire::pace;
 
 /// Listen on local ports and carry each connection over a pipe of its own
 #[derive(Debug, Args)]
@@ -74,7 +74,7 @@ impl Forward {
         redial_on_hangup(&rt, &pipes.handle())?;
         let mut threads = Vec::new();
         for spec in specs {
-            let listener = listen(&spec.listen).map_err(|error| {
+            let listener = pace::listen(&spec.listen).map_err(|error| {
                 Failure::new(
                     Exit::CannotCreate,
                     "cannot_listen",
@@ -91,12 +91,6 @@ impl Forward {
         drop(threads);
         Ok(())
     }
-}
-
-fn listen(address: &str) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    unpace(&listener, listener.local_addr()?.ip());
-    Ok(listener)
 }
 
 fn accept_all(

@@ -39,7 +39,7 @@ use crate::engine::pipes::{
 };
 use crate::rt::{self, Cancel, Lock, Rt, Thread};
 use crate::state::pipe::{End, Ending};
-use crate::wire::pace::unpace;
+use crate::wire::pace;
 
 pub use self::backed::Backed;
 pub use crate::engine::pipes::Event;
@@ -335,9 +335,8 @@ impl PipeListener {
         settings: Settings,
         token: Option<String>,
     ) -> io::Result<PipeListener> {
-        let listener = TcpListener::bind(address)?;
+        let listener = pace::listen(address)?;
         let address = listener.local_addr()?;
-        unpace(&listener, address.ip());
         let (accept, accepted) = rt.channel("pipe-accept", BACKLOG);
         let gate = move |given: Option<&str>, _: &CarrierPeer| match (&token, given) {
             (None, _) => Ok(Arc::from("anybody")),

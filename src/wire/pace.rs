@@ -1,11 +1,11 @@
 //! Connections that stay on this machine are not paced.
 //!
 //! Congestion control is for a path that is shared with others. Where the system's default is BBR it spreads what is
-//! sent over time, by timers, and between two programs on one machine those timers are all it does: they cost a
-//! pipe a third of its rate. Any process may choose the one that does without.
+//! sent over time, by timers, and between two programs on one machine those timers are all it does. Any process may
+//! choose the one that does without.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 
 use rustix::io::Errno;
@@ -15,6 +15,13 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 const PACES: &[u8] = b"bbr";
 /// What does not, and is never forbidden.
 const PLAIN: &[u8] = b"reno";
+
+/// Listens, at one of what `address` resolves to.
+pub(crate) fn listen(address: &str) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    unpace(&listener, listener.local_addr()?.ip());
+    Ok(listener)
+}
 
 /// Begins to connect, without a pace if that is on this machine. Whether it is connected is told by a poller.
 pub(crate) fn connect(address: SocketAddr) -> io::Result<mio::net::TcpStream> {
@@ -46,7 +53,7 @@ pub(crate) fn unpace(socket: &impl AsFd, address: IpAddr) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
 
@@ -75,10 +82,8 @@ mod tests {
 
     #[test]
     fn both_ends_of_a_connection_on_this_machine_are_without_a_pace() {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("bound");
-        unpace(&listener, address.ip());
-        let near = connect(address).expect("it listens");
+        let listener = listen("127.0.0.1:0").expect("a port");
+        let near = connect(listener.local_addr().expect("bound")).expect("it listens");
         let (far, _) = listener.accept().expect("somebody came");
         assert!(!congestion(&near).starts_with(PACES));
         assert!(!congestion(&far).starts_with(PACES));
