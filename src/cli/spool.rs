@@ -1,14 +1,13 @@
 //! `towpath spool …`
 
-use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use rustix::fs::{FlockOperation, flock};
 
 use super::{Exit, Failure, Remote, say};
 use crate::rt::Rt;
 use crate::spool::{File, Found, Kept, Limits, Spool as _};
+use crate::store::held::{Asked, Held};
 
 /// Look after what waits on disk for the database
 #[derive(Debug, Args)]
@@ -123,11 +122,13 @@ fn verify(data: &Path) -> Result<(), Failure> {
 
 fn repair(data: &Path) -> Result<(), Failure> {
     // The daemon holds this lock for as long as it runs.
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(data.join("lock"))?;
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let text = format!("{} is in use by a running daemon: stop it first", data.display());
-        return Err(Failure::new(Exit::Failed, "directory_in_use", text));
-    }
+    let _held = match Held::ask(&data.join("lock"))? {
+        Asked::Held(held) => held,
+        Asked::Taken(by) => {
+            let text = format!("{} is in use by a running daemon{by}: stop it first", data.display());
+            return Err(Failure::new(Exit::Failed, "directory_in_use", text));
+        }
+    };
     let (mut spool, found) =
         File::open(data, Limits::default(), Rt::real().wall()).map_err(crate::Error::from)?;
     match found {

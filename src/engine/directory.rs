@@ -1,12 +1,12 @@
 //! The data directory: made if missing, its owner's alone, used by one engine at a time.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::statvfs;
 
+use crate::store::held::{Asked, Held};
 use crate::{Code, Error, Result};
 
 /// Below this SQLite and the spool may fail at any write.
@@ -16,8 +16,7 @@ const FREE_MIN: u64 = 16 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
-    /// Locked as long as it is open; the system lets go of it however the process ends.
-    _lock: File,
+    _held: Held,
 }
 
 impl Directory {
@@ -31,30 +30,17 @@ impl Directory {
             .create(path)
             .map_err(|error| cannot("making", error))?;
         let path = fs::canonicalize(path).map_err(|error| cannot("finding", error))?;
-        let mut lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(path.join("lock"))
-            .map_err(|error| cannot("opening", error))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let holder = fs::read_to_string(path.join("lock")).unwrap_or_default();
-            let who = if holder.trim().is_empty() {
-                String::new()
-            } else {
-                format!(" (process {})", holder.trim())
-            };
-            let text = format!(
-                "another towpath{who} uses the data directory {}; stop it, or use another directory (--data)",
-                path.display()
-            );
-            return Err(Error::new(Code::Conflict, text));
-        }
-        // Only for whoever wonders who holds it.
-        lock.set_len(0).map_err(|error| cannot("writing to", error))?;
-        writeln!(lock, "{}", std::process::id()).map_err(|error| cannot("writing to", error))?;
-        Ok(Directory { path, _lock: lock })
+        let held = match Held::ask(&path.join("lock")).map_err(|error| cannot("locking", error))? {
+            Asked::Held(held) => held,
+            Asked::Taken(by) => {
+                let text = format!(
+                    "another towpath{by} uses the data directory {}; stop it, or use another directory (--data)",
+                    path.display()
+                );
+                return Err(Error::new(Code::Conflict, text));
+            }
+        };
+        Ok(Directory { path, _held: held })
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -18,6 +18,7 @@ mod connection_rows;
 pub mod connections;
 #[cfg(feature = "postgres")]
 pub(crate) mod dial;
+pub(crate) mod held;
 pub mod metadata;
 mod metadata_rows;
 #[cfg(feature = "postgres")]

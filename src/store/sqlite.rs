@@ -17,6 +17,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ToSql, params_from_iter};
 
 use super::ahead::{Ahead, Lead};
 use super::connection_rows::ConnectionRows;
+use super::held::{Asked, Held};
 use super::metadata_rows::MetadataRows;
 use super::replica_rows::ReplicaRows;
 use super::sql::{Arg, Database, Mode, Row, Sql, Value, begin_epoch};
@@ -68,8 +69,8 @@ pub struct SqliteStores {
 enum Where {
     /// One connection for all, and whether several replicas of a simulation share it.
     Memory { connection: Arc<Shared>, several: bool },
-    /// A directory that no other process may open. The lock ends with the file.
-    Directory { path: PathBuf, ahead: Option<Arc<Ahead>>, _lock: File },
+    /// A directory that no other process may open.
+    Directory { path: PathBuf, ahead: Option<Arc<Ahead>>, _held: Held },
 }
 
 /// A connection that several owners use in turn, with the time of whoever uses it now.
@@ -113,11 +114,14 @@ impl SqliteStores {
             )
         };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at)?;
-        let lock = private(&path.join("towpath.lock")).map_err(at)?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            let text = format!("{} is in use by another towpath; stop it or choose another", path.display());
-            StoreError::fatal("directory_in_use", text)
-        })?;
+        let held = match Held::ask(&path.join("towpath.lock")).map_err(at)? {
+            Asked::Held(held) => held,
+            Asked::Taken(by) => {
+                let text =
+                    format!("{} is in use by another towpath{by}; stop it or choose another", path.display());
+                return Err(StoreError::fatal("directory_in_use", text));
+            }
+        };
         tables::check_not_moved(path)?;
         let now = Arc::new(AtomicI64::new(clock().0));
         for part in [&AGENTS, &CONNECTIONS] {
@@ -126,7 +130,7 @@ impl SqliteStores {
         let mut connection = open_part(path, &STREAMS, &now)?;
         migrate(&mut connection, &STREAMS)?;
         let identity = identify(&connection, fresh)?;
-        let place = Where::Directory { path: path.into(), ahead: None, _lock: lock };
+        let place = Where::Directory { path: path.into(), ahead: None, _held: held };
         let mut stores = SqliteStores { place, clock: clock.clone(), identity };
         // What an earlier run acknowledged comes before anything else.
         let mut database = stores.database(&STREAMS)?;
