@@ -14,7 +14,7 @@ use towpath::{ConnectionKind, ConnectionStatus, Engine, Record};
 use uuid::Uuid;
 
 use crate::own_links::{daemon, post, rows_until};
-use crate::process::{Daemon, PATIENCE};
+use crate::process::{Daemon, PATIENCE, free_port};
 
 const RECORD: &str = r#"{"type":"ssh","status":"connected"}"#;
 
@@ -36,9 +36,7 @@ pub(crate) fn reasons_until(daemon: &Daemon, is: impl Fn(&[Value]) -> bool) -> V
 
 #[test]
 fn backends_that_fail_are_told_of_in_one_sentence_and_hinder_nothing() {
-    // Bound and gone: nobody listens there.
-    let gone = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound");
-    let url = format!("http://{gone}/hooks/opensesame");
+    let url = format!("http://127.0.0.1:{}/hooks/opensesame", free_port());
     let settings = [
         ("TOWPATH_CONNECTIONS__LINES", "/dev/full"),
         ("TOWPATH_CONNECTIONS__TO_LOG", "true"),

@@ -5,13 +5,14 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::process::free_port;
 
 /// A running server.
 pub(crate) struct Cluster {
@@ -57,10 +58,7 @@ impl Cluster {
         if let Some((uid, gid)) = user {
             chown(&base, Some(uid), Some(gid)).map_err(|e| e.to_string())?;
         }
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .map_err(|e| e.to_string())?
-            .port();
+        let port = free_port();
         let alive = guardian(&bin, &base, user)?;
         let cluster = Cluster { bin, base, port, user, _alive: alive };
         cluster.run("initdb", &["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "-D", "data"])?;

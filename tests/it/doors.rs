@@ -15,6 +15,8 @@ use towpath::wire::{
 };
 use tungstenite::Message;
 
+use crate::process::free_port;
+
 /// Long enough for anything that happens at all; nothing waits for it to pass.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -517,9 +519,7 @@ fn a_dialed_websocket_speaks_with_an_accepted_one() {
 #[test]
 fn a_dial_that_fails_says_why() {
     let mut door = Door::open(Limits::default());
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody = free.local_addr().unwrap();
-    drop(free);
+    let nobody = format!("127.0.0.1:{}", free_port());
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let patience = door.rt.now() + PATIENCE;
     let soon = door.rt.now() + Duration::from_millis(100);

@@ -2,7 +2,6 @@
 //! cuts, and files of 256 MiB through ssh.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -24,7 +23,7 @@ use crate::cli_pipe::{Killed, text};
 use crate::effort::{not_run, slow};
 use crate::flaky::{Fault, Flaky, Weather};
 use crate::namespaces::Namespaces;
-use crate::process::{Daemon, PATIENCE, program};
+use crate::process::{Daemon, PATIENCE, free_port, program};
 
 /// Writes `count` bytes and gives their hash.
 fn write_all(mut pipe: &Pipe, count: usize, piece: &[u8]) -> Vec<u8> {
@@ -188,8 +187,7 @@ impl Sshd {
             assert!(made.success());
         }
         std::fs::copy(at("user.pub"), at("known")).expect("copied");
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let port = free.expect("a free port").port();
+        let port = free_port();
         let config = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\n\
              UsePAM no\nStrictModes no\nPasswordAuthentication no\n\

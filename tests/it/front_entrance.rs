@@ -15,7 +15,7 @@ use tungstenite::Message;
 
 use crate::asking::{answer, ask, connect, once, read_until};
 use crate::effort::not_run;
-use crate::process::{Daemon, PATIENCE, certificate, told, towpath};
+use crate::process::{Daemon, PATIENCE, certificate, free_port, told, towpath};
 
 /// What `/healthz` answers over TLS to somebody who trusts this file; why not, if not.
 fn health_over_tls(address: &str, trusted: &Path) -> Result<u16, String> {
@@ -466,9 +466,7 @@ fn sockets_that_a_service_manager_bound_are_served() {
 #[test]
 fn two_daemons_share_a_port_and_one_of_them_may_go() {
     let Some(url) = crate::cluster::database() else { return };
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = free.local_addr().expect("bound").to_string();
-    drop(free);
+    let address = format!("127.0.0.1:{}", free_port());
     let start = || {
         Daemon::start_with(&["--listen", &address, "--store", &url], |command| {
             command.env("TOWPATH_SERVER__REUSE_PORT", "true");
