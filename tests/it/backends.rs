@@ -14,7 +14,8 @@ use towpath::{ConnectionKind, ConnectionStatus, Engine, Record};
 use uuid::Uuid;
 
 use crate::own_links::{daemon, post, rows_until};
-use crate::process::{Daemon, PATIENCE, free_port};
+use crate::ports::free_port;
+use crate::process::{Daemon, PATIENCE};
 
 const RECORD: &str = r#"{"type":"ssh","status":"connected"}"#;
 

@@ -12,7 +12,7 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::process::free_port;
+use crate::ports::free_port;
 
 /// A running server.
 pub(crate) struct Cluster {

@@ -15,7 +15,7 @@ use towpath::wire::{
 };
 use tungstenite::Message;
 
-use crate::process::free_port;
+use crate::ports::free_port;
 
 /// Long enough for anything that happens at all; nothing waits for it to pass.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -23,7 +23,8 @@ use crate::cli_pipe::{Killed, text};
 use crate::effort::{not_run, slow};
 use crate::flaky::{Fault, Flaky, Weather};
 use crate::namespaces::Namespaces;
-use crate::process::{Daemon, PATIENCE, free_port, program};
+use crate::ports::free_port;
+use crate::process::{Daemon, PATIENCE, program};
 
 /// Writes `count` bytes and gives their hash.
 fn write_all(mut pipe: &Pipe, count: usize, piece: &[u8]) -> Vec<u8> {

@@ -15,7 +15,8 @@ use tungstenite::Message;
 
 use crate::asking::{answer, ask, connect, once, read_until};
 use crate::effort::not_run;
-use crate::process::{Daemon, PATIENCE, certificate, free_port, told, towpath};
+use crate::ports::free_port;
+use crate::process::{Daemon, PATIENCE, certificate, told, towpath};
 
 /// What `/healthz` answers over TLS to somebody who trusts this file; why not, if not.
 fn health_over_tls(address: &str, trusted: &Path) -> Result<u16, String> {

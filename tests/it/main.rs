@@ -60,6 +60,7 @@ mod own_relays;
 mod pipe_paths;
 mod pipe_wire;
 mod pipes;
+mod ports;
 mod process;
 mod proxies;
 mod readme;

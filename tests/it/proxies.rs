@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use crate::effort::not_run;
-use crate::process::{Daemon, PATIENCE, certificate, free_port, told, towpath};
+use crate::ports::free_port;
+use crate::process::{Daemon, PATIENCE, certificate, told, towpath};
 
 fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

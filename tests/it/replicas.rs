@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use crate::cluster;
 use crate::flaky::{Fault, Flaky, Weather};
-use crate::process::{Daemon, certificate, free_port, told, towpath};
+use crate::ports::free_port;
+use crate::process::{Daemon, certificate, told, towpath};
 
 /// How long anything may take on a machine where everything else runs too.
 const PATIENCE: Duration = Duration::from_secs(60);

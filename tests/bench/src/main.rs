@@ -15,6 +15,8 @@ mod flaky;
 mod herd;
 mod pairs;
 mod pipes;
+#[path = "../../it/ports.rs"]
+mod ports;
 mod relay;
 mod rt;
 mod sessions;

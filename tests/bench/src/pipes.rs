@@ -23,6 +23,7 @@ use towpath::wire::{IoThreads, Limits, Listener, Running};
 
 use crate::flaky::{Flaky, Weather};
 use crate::pairs::{Bench, Case, Sample};
+use crate::ports::free_port;
 
 const BULK: usize = 512 << 20;
 const PIECE: usize = 128 << 10;
@@ -402,8 +403,8 @@ fn said(child: &mut Child, word: usize) -> String {
     line.split_whitespace().nth(word).expect("an address").to_owned()
 }
 
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+fn free_address() -> SocketAddr {
+    ([127, 0, 0, 1], free_port()).into()
 }
 
 /// A program of that name on the path, or where the variable says.
@@ -418,7 +419,7 @@ fn installed(name: &str, variable: &str) -> Option<OsString> {
 
 /// One socat between a port and `target`, as a child of `running`.
 fn socat(target: SocketAddr, running: &mut Children) -> Option<TcpStream> {
-    let port = free_port();
+    let port = free_address();
     let socat = Command::new(installed("socat", "SOCAT")?)
         .args(["-b", "131072", &format!("TCP-LISTEN:{},bind=127.0.0.1,fork,reuseaddr,nodelay", port.port())])
         .arg(format!("TCP:{target},nodelay"))
@@ -430,7 +431,7 @@ fn socat(target: SocketAddr, running: &mut Children) -> Option<TcpStream> {
 /// A wstunnel client and server between a port and `target`, over `ws://`.
 fn wstunnel(target: SocketAddr, running: &mut Children) -> Option<TcpStream> {
     let program = installed("wstunnel", "WSTUNNEL")?;
-    let (door, port) = (format!("ws://{}", free_port()), free_port());
+    let (door, port) = (format!("ws://{}", free_address()), free_address());
     let mut run = |arguments: &[&str]| {
         let mut command = Command::new(&program);
         command.args(arguments).env("NO_COLOR", "1").stdout(Stdio::null()).stderr(Stdio::null());
@@ -487,8 +488,11 @@ fn tunnels(bench: &mut Bench) {
     if bench.wants(echo.name) {
         let (parrot, mut running) = (parrot(), Children(Vec::new()));
         let by_us = tunnel(&program, parrot, &data.path().join("echo"), &mut running);
-        if let Some(by_socat) = socat(parrot, &mut running) {
-            println!("pipes/tunnel-echo: {:.1} µs through one socat", median_echo(&by_socat).micros());
+        let others: [(_, fn(_, &mut _) -> _); 2] = [("one socat", socat), ("two of wstunnel", wstunnel)];
+        for (name, other) in others {
+            if let Some(by) = other(parrot, &mut running) {
+                println!("pipes/tunnel-echo: {:.1} µs through {name}", median_echo(&by).micros());
+            }
         }
         let plain = connected(parrot);
         bench.pair(&echo, || median_echo(&plain), || median_echo(&by_us));
