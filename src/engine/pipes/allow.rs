@@ -152,7 +152,11 @@ impl Place {
                 if bits > all {
                     return Err("the prefix is longer than the address");
                 }
-                Ok(Place::Net { ip: ip.to_canonical(), bits })
+                let canonical = ip.to_canonical();
+                // An IPv4 address in IPv6's clothes loses the 96 bits that all of those have in common.
+                let lost = if canonical.is_ipv4() { all - 32 } else { 0 };
+                let bits = u8::checked_sub(bits, lost).ok_or("the prefix covers more than IPv4 addresses")?;
+                Ok(Place::Net { ip: canonical, bits })
             }
             (Err(_), Some(_)) => Err("only addresses have a prefix length"),
             (Err(_), None) if bare.is_empty() || bare.contains(':') => {
@@ -192,10 +196,10 @@ impl Allow {
             port && match &rule.place {
                 Place::Any => !is_special(ip),
                 // Whoever lists a name trusts what it resolves to, but not with this machine's own links.
-                Place::Name(name) => name == host && !is_link_local(ip),
+                Place::Name(name) => name == host && !is_near(ip),
                 Place::Net { ip: net, bits } => {
                     let exact = *bits == if net.is_ipv4() { 32 } else { 128 };
-                    within(ip, *net, *bits) && (exact || !is_link_local(ip))
+                    within(ip, *net, *bits) && (exact || !is_near(ip))
                 }
                 Place::Path(_) => false,
             }
@@ -220,14 +224,22 @@ fn within(ip: IpAddr, net: IpAddr, bits: u8) -> bool {
 
 /// Addresses that `*` does not mean: this machine, its links, and nobody at all.
 fn is_special(ip: IpAddr) -> bool {
-    ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_link_local(ip)
+    ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_near(ip)
 }
 
-fn is_link_local(ip: IpAddr) -> bool {
+/// Addresses that no rule means but one that lists exactly them: this machine's links, and where clouds tell a
+/// machine its secrets.
+fn is_near(ip: IpAddr) -> bool {
     match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        // fd00:ec2::254 is where one cloud keeps its metadata service.
-        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.segments()[..2] == [0xfd00, 0x0ec2],
+        IpAddr::V4(ip) => {
+            ip.is_link_local()
+                || [[100, 100, 100, 200], [168, 63, 129, 16], [192, 0, 0, 192]].contains(&ip.octets())
+        }
+        IpAddr::V6(ip) => {
+            let start = ip.segments();
+            ip.is_unicast_link_local()
+                || [[0xfd00, 0x0ec2], [0xfd20, 0x00ce], [0xfd00, 0x00c1]].contains(&[start[0], start[1]])
+        }
     }
 }
 
@@ -265,6 +277,15 @@ mod tests {
             (&["[fd00::]/8:22"], "a", "[fd12::1]:22", true),
             (&["[fd00::]/8:22"], "a", "[fd00:ec2::254]:22", false),
             (&["[::1]:22"], "a", "[::1]:22", true),
+            (&["*:80"], "a", "100.100.100.200:80", false),
+            (&["*:80"], "a", "168.63.129.16:80", false),
+            (&["168.0.0.0/8:80"], "a", "168.63.129.16:80", false),
+            (&["168.63.129.16:80"], "a", "168.63.129.16:80", true),
+            (&["[::]/0:80"], "a", "[fd20:ce::254]:80", false),
+            (&["[::ffff:10.0.0.0]/104:22"], "a", "10.1.2.3:22", true),
+            (&["[::ffff:10.0.0.0]/104:22"], "a", "11.1.2.3:22", false),
+            (&["[::ffff:10.0.0.1]:22"], "a", "10.0.0.1:22", true),
+            (&["[::ffff:10.0.0.1]:22"], "a", "10.0.0.2:22", false),
             (&["unix:/run/x"], "a", "127.0.0.1:22", false),
         ];
         for (rules, host, address, expected) in cases {
@@ -282,9 +303,19 @@ mod tests {
 
     #[test]
     fn what_is_no_rule_is_said_so() {
-        for bad in
-            ["", "host", "host:", "host:0", "host:9-3", "host:x", "10.0.0.0/33:1", "a/8:1", "unix:rel", ":1"]
-        {
+        for bad in [
+            "",
+            "host",
+            "host:",
+            "host:0",
+            "host:9-3",
+            "host:x",
+            "10.0.0.0/33:1",
+            "a/8:1",
+            "unix:rel",
+            ":1",
+            "[::ffff:0.0.0.0]/95:1",
+        ] {
             assert!(bad.parse::<Rule>().is_err(), "{bad}");
         }
     }
