@@ -211,6 +211,10 @@ impl Asking {
     pub fn step(&mut self, greeting: Greeting) -> Result<Asked, End> {
         match (&self.stage, greeting) {
             (_, Greeting::Refuse(refuse)) => Ok(Asked::Refused(refuse)),
+            (Stage::New | Stage::Proven(..), Greeting::Welcome(welcome)) if welcome.proto != PROTO => {
+                let text = format!("the server speaks version {}, which nobody offered", welcome.proto);
+                Err(End::new(Ending::Protocol, text))
+            }
             (Stage::New, Greeting::Welcome(welcome)) => {
                 if welcome.secret.is_none() || welcome.epoch != self.epoch {
                     return Err(End::new(

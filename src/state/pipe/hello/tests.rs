@@ -51,6 +51,14 @@ fn both_ends_show_that_they_know_the_secret() {
 }
 
 #[test]
+fn a_version_that_was_not_offered_is_refused() {
+    let (mut asking, claim) = claim(3);
+    let newer = Welcome { proto: PROTO + 1, ..welcome(&claim, &known().secret) };
+    let end = asking.step(Greeting::Welcome(newer)).expect_err("nobody offered it");
+    assert_eq!((end.code, end.reason.contains("version 2")), (Ending::Protocol, true), "{end}");
+}
+
+#[test]
 fn a_server_that_does_not_know_the_secret_gets_nothing() {
     let (mut asking, claim) = claim(3);
     let forged = welcome(&claim, &Secret([0; 32]));
