@@ -252,6 +252,8 @@ struct Answer {
     status: u16,
     accept: Option<String>,
     retry_after: u64,
+    /// A daemon said so, and not something in between.
+    is_ours: bool,
 }
 
 enum Refusal {
@@ -275,7 +277,7 @@ impl Dialer for HttpDialer {
         match self.upgrade(patience, websocket) {
             Ok(carrier) => Ok(carrier),
             Err(Refusal::Failed(error)) => Err(error),
-            Err(Refusal::Status(answer)) if is_final(answer.status) => Err(refused(&answer)),
+            Err(Refusal::Status(answer)) if is_final(&answer) => Err(refused(&answer)),
             Err(Refusal::Status(answer)) if self.transport == Transport::Auto && !websocket => {
                 // Whoever answered may just not know this upgrade.
                 match self.upgrade(patience, true) {
@@ -300,14 +302,18 @@ impl Dialer for HttpDialer {
     }
 }
 
-fn is_final(status: u16) -> bool {
-    matches!(status, 401 | 403)
+fn is_final(answer: &Answer) -> bool {
+    matches!(answer.status, 401 | 403) && answer.is_ours
 }
 
 fn refused(answer: &Answer) -> DialError {
     let text = |why: &str| format!("the server answered the upgrade with {} {why}", answer.status);
     let mut error = match answer.status {
-        401 | 403 => DialError::never(End::new(Ending::Auth, text("(a token with the role pipe is needed)"))),
+        401 | 403 if answer.is_ours => {
+            DialError::never(End::new(Ending::Auth, text("(a token with the role pipe is needed)")))
+        }
+        // A firewall, a captive portal, a login page: in another network it may be gone.
+        401 | 403 => DialError::later(End::new(Ending::Auth, text("(and it is not a daemon that says so)"))),
         503 | 502 | 504 | 429 => DialError::later(End::new(Ending::Limit, text("(try again)"))),
         _ => DialError::later(End::new(Ending::TargetUnreachable, text("(is this a towpath daemon?)"))),
     };
@@ -387,6 +393,7 @@ fn parse(bytes: &[u8]) -> io::Result<Option<(Answer, usize)>> {
         status: response.code.unwrap_or_default(),
         accept: header("sec-websocket-accept"),
         retry_after: header("retry-after").and_then(|value| value.parse().ok()).unwrap_or(0),
+        is_ours: header("content-type").is_some_and(|it| it.starts_with("application/problem+json")),
     };
     Ok(Some((answer, length)))
 }
@@ -560,10 +567,17 @@ mod tests {
 
     #[test]
     fn a_page_instead_of_an_answer_is_not_final() {
-        let portal = Answer { status: 302, accept: None, retry_after: 0 };
+        let answer = |head: &[u8]| parse(head).expect("a head").expect("whole").0;
+        let portal = answer(b"HTTP/1.1 302 Found\r\n\r\n");
         assert!(refused(&portal).retriable, "a captive portal goes away");
-        let denied = Answer { status: 401, accept: None, retry_after: 0 };
-        assert!(!refused(&denied).retriable);
+        let firewall = answer(b"HTTP/1.1 403 No\r\nContent-Type: text/html\r\n\r\n");
+        assert_eq!(
+            (is_final(&firewall), refused(&firewall).retriable),
+            (false, true),
+            "and so does a firewall"
+        );
+        let denied = answer(b"HTTP/1.1 401 No\r\nContent-Type: application/problem+json\r\n\r\n");
+        assert_eq!((is_final(&denied), refused(&denied).retriable), (true, false), "a daemon means it");
     }
 
     #[test]

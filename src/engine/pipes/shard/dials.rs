@@ -208,7 +208,9 @@ impl Shard {
             let end = live.pipe.ending().cloned().expect("it is done");
             return live.pipe.kill(end, &mut self.pool);
         }
-        if !error.retriable || spent {
+        // Whoever has just come wants to know at once; a pipe that was let in before waits for a better network.
+        let is_turned_away = never && error.end.code == Ending::Auth;
+        if !error.retriable || spent || is_turned_away {
             let end = match (spent && error.retriable, never) {
                 (true, false) => End::new(Ending::GraceExpired, format!("gave up; at last: {}", error.end)),
                 _ => error.end,
