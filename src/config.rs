@@ -347,6 +347,15 @@ settings! {
         window: Size = "8MiB", restart;
         /// How much all pipes together may hold; above it the big ones are slowed down.
         budget: Size = "512MiB", restart;
+        /// How much the pipes of one caller may hold; above it the big ones among them are slowed down.
+        budget_per_caller: Size = "256MiB", restart;
+        /// How many pipes one caller may have. One more takes the place of the one that has been without a
+        /// connection longest; where there is none it is refused. A pipe that comes back always may.
+        per_caller: u64 = "1024", restart;
+        /// How many of them may be without a connection; one more ends the one that has been so longest.
+        detached_per_caller: u64 = "1024", restart;
+        /// How many new pipes a second one caller may ask for.
+        new_per_second: u64 = "256", restart;
     }
 
     /// What the daemon says about itself, on standard error.

@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::engine::pipes::allow::{Allow, BadTarget};
-use crate::engine::pipes::{Mode, Pipes, Server, Settings, relay};
+use crate::engine::pipes::{Limits, Mode, Pipes, Server, Settings, relay};
 use crate::engine::replicas::Replicas;
 use crate::engine::visits::Visits;
 use crate::rt::Rt;
@@ -15,6 +15,7 @@ pub(super) fn start(rt: &Rt, config: &Config, visits: &Visits, replicas: &Replic
         budget: config.pipes.budget.bytes(),
         grace: config.pipes.grace.on().copied(),
         insecure: config.server.insecure,
+        limits: limits(config),
         ..Settings::default()
     };
     let server = Server {
@@ -30,6 +31,18 @@ pub(super) fn start(rt: &Rt, config: &Config, visits: &Visits, replicas: &Replic
         Some(_) => Server { ways: relay::ways(replicas, super::entrance::trust(config)?), ..server },
     };
     Pipes::start(rt, settings, server)
+}
+
+/// What one caller may have.
+fn limits(config: &Config) -> Limits {
+    let pipes = &config.pipes;
+    let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    Limits {
+        pipes: count(pipes.per_caller),
+        detached: count(pipes.detached_per_caller),
+        new_per_second: u32::try_from(pipes.new_per_second).unwrap_or(u32::MAX),
+        buffered: pipes.budget_per_caller.bytes(),
+    }
 }
 
 /// Where pipes may lead.

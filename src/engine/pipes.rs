@@ -77,8 +77,16 @@ pub struct Limits {
     /// something else is asked for: a path that breaks takes all of a principal's carriers at once, and none of
     /// those pipes may be lost for it.
     pub detached: usize,
-    /// New pipes in one second.
+    /// New pipes in one second, counting those that were refused.
     pub new_per_second: u32,
+    /// Bytes that its pipes hold before the big ones among them are slowed down.
+    pub buffered: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { pipes: 1024, detached: 1024, new_per_second: 256, buffered: 256 << 20 }
+    }
 }
 
 impl Default for Settings {
@@ -90,7 +98,7 @@ impl Default for Settings {
             grace: Some(Duration::from_secs(24 * 60 * 60)),
             liveness: Liveness::NORMAL,
             insecure: false,
-            limits: Limits { pipes: 1024, detached: 1024, new_per_second: 256 },
+            limits: Limits::default(),
         }
     }
 }

@@ -418,6 +418,11 @@ impl Pipe {
         }
     }
 
+    /// Whether this side has given it up: the peer only has to hear of it.
+    pub fn is_aborted(&self) -> bool {
+        matches!(self.phase, Phase::Ending(_)) && !self.is_done()
+    }
+
     /// Whether the last word is on the carrier: the peer closes it when it has heard.
     pub fn goodbye_sent(&self) -> bool {
         matches!(&self.link, Link::Attached(carrier) if carrier.reset_sent)

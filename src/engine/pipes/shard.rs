@@ -33,11 +33,12 @@ use super::allow::Target;
 use super::carrier::{Carrier, Socket, Watched};
 use super::dial::{self, DialError, Dialed, Dialer, Patience};
 use super::duct::{Duct, Held, State, Visiting};
+use super::ledger::Purse;
 use super::relay::Way;
 use super::{Accepted, CarrierPeer, Event, Mode, Note, Order, PipeInfo, Port, Shared};
 use crate::codec::pipe::outbox::Outbox;
 use crate::codec::pipe::{DATA_HEAD, Decoder, Piece, encode_greeting};
-use crate::rt::{self, Cancel, Hasher, Moment, Rt, Thread};
+use crate::rt::{self, Cancel, Hasher, Lock, Moment, Rt, Thread};
 use crate::state::attempt::Attempts;
 use crate::state::backoff::{Backoff, Next};
 use crate::state::pipe::hello::{
@@ -67,6 +68,8 @@ const DIALS_MAX: usize = 32;
 const CONFIRM_WAIT: Duration = Duration::from_secs(30);
 /// How long a pipe that is done, but for the goodbye, waits for it without a carrier.
 const LINGER: Duration = Duration::from_secs(30);
+/// How many ends are remembered for those who come later.
+const TOMBS_MAX: usize = 1024;
 /// How long the peer has to close a carrier after the last word.
 const GOODBYE_WAIT: Duration = Duration::from_secs(5);
 /// A jump of the calendar against the clock by more than this is a sleep.
@@ -90,6 +93,8 @@ pub(crate) struct Shard {
     free: Vec<usize>,
     serial: u64,
     ids: HashMap<PipeId, usize, Hasher>,
+    /// How the last pipes ended, for clients that were not there to hear it; the oldest goes for a new one.
+    tombs: VecDeque<Tomb>,
     /// Pipes whose local side is a handle, or that were opened here: handles know them by serial.
     serials: HashMap<u64, usize, Hasher>,
     alarms: BinaryHeap<Reverse<(Moment, usize, u64)>>,
@@ -102,7 +107,8 @@ pub(crate) struct Shard {
     dials: Dials,
     clients: usize,
     tick: Option<(Moment, rt::Wall)>,
-    pressed: bool,
+    /// How much the pipes of this thread hold.
+    held: u64,
     /// The process is on its way out: no new pipes.
     draining: bool,
     /// By when the thread ends, once it was told to.
@@ -150,6 +156,8 @@ struct Asked {
 /// A pipe and everything that belongs to it.
 struct Live {
     serial: u64,
+    /// As it was asked for; while memory is short the pipe's own is smaller.
+    window: u64,
     pipe: Pipe,
     bearer: Option<Bearer>,
     local: Local,
@@ -170,6 +178,10 @@ struct Live {
     blocked_since: Option<Moment>,
     /// How many of the pipe's duplicate bytes were counted.
     duplicates: u64,
+    /// How much of what it holds was counted.
+    held: u64,
+    /// Its window is small, because it holds much and memory is short.
+    is_pressed: bool,
     /// When a guest was last there that is expected to come again: it goes on with the carrier.
     guest_at: Option<Moment>,
     /// A guest waits at the carrier for what comes.
@@ -237,6 +249,16 @@ struct ServerSide {
     resolved: Option<std::net::SocketAddr>,
     /// Since when nothing has been heard of the client, until its first frame.
     unconfirmed: Option<Moment>,
+    /// What all pipes of the principal hold.
+    purse: Purse,
+}
+
+/// What is left of a server's pipe.
+struct Tomb {
+    id: PipeId,
+    secret: Secret,
+    principal: Arc<str>,
+    end: End,
 }
 
 /// What a client's pipe needs besides its machine.
@@ -279,6 +301,8 @@ pub(crate) enum LocalKind {
 struct Dials {
     out: usize,
     line: VecDeque<Job>,
+    /// When to go on after there was no thread to be had.
+    again_at: Option<Moment>,
     threads: Vec<Thread<()>>,
 }
 
@@ -342,6 +366,7 @@ impl Shard {
             // Serials below are handed out by whoever opens a client's pipe.
             serial: 1 << 32,
             ids: HashMap::with_hasher(rt.hasher()),
+            tombs: VecDeque::new(),
             serials: HashMap::with_hasher(rt.hasher()),
             alarms: BinaryHeap::new(),
             again: Vec::new(),
@@ -353,7 +378,7 @@ impl Shard {
             dials: Dials::default(),
             clients: 0,
             tick: None,
-            pressed: false,
+            held: 0,
             draining: false,
             stop_by: None,
         }
@@ -380,6 +405,7 @@ impl Shard {
             self.again.extend(0..self.slots.len());
         }
         self.ring(now);
+        self.start_again(now);
         let mut turns = std::mem::take(&mut self.again);
         turns.sort_unstable();
         turns.dedup();
@@ -398,7 +424,7 @@ impl Shard {
         }
         let alarm = self.alarms.peek().map(|Reverse((at, ..))| *at);
         let tick = self.tick.map(|(at, _)| at + TICK);
-        [alarm, tick, self.stop_by].into_iter().flatten().min()
+        [alarm, tick, self.stop_by, self.dials.again_at].into_iter().flatten().min()
     }
 
     fn ready(&mut self, event: &mio::event::Event) {
@@ -503,10 +529,19 @@ impl Shard {
                         && let Role::Client(client) = &mut live.role
                     {
                         client.backoff.forget();
-                        match client.attempts.wanted() {
-                            Some(attempt) if client.attempts.is_out(attempt) => {}
-                            _ if live.bearer.is_some() => client.replace_at = Some(now),
-                            _ => client.redial_at = Some(now),
+                        let is_out = client.attempts.wanted().is_some_and(|it| client.attempts.is_out(it));
+                        match live.bearer.is_some() {
+                            // The other one is on its way already.
+                            true if is_out => {}
+                            true => client.replace_at = Some(now),
+                            false => {
+                                // One that is out may hang where the network was.
+                                client.attempts.end();
+                                if let Some(cancel) = client.cancel.take() {
+                                    cancel.cancel();
+                                }
+                                client.redial_at = Some(now);
+                            }
                         }
                         self.again.push(slot);
                     }

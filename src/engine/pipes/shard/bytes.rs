@@ -490,7 +490,13 @@ impl Shard {
             // The peer may take its time to hear of it; whoever waits here need not.
             duct.set_state(State::Over(end.clone()));
         }
+        if matches!(live.role, Role::Server(_)) && live.bearer.is_none() && live.pipe.is_aborted() {
+            // Nothing of it is of use any more, and nobody is there to be told: whoever comes for it is told then.
+            let end = live.pipe.ending().cloned().expect("it was aborted");
+            live.pipe.kill(end, &mut self.pool);
+        }
         live.count(now, &self.shared);
+        self.weigh(now, slot, &mut live);
         live.hold_writers();
         if live.is_finished() {
             return self.remove(now, slot, live);
@@ -507,6 +513,7 @@ impl Shard {
 
     pub(super) fn remove(&mut self, now: Moment, slot: usize, mut live: Box<Live>) {
         let end = live.pipe.over_with().cloned().expect("only what is over is removed");
+        self.count_held(&mut live, 0);
         if let Some(mut bearer) = live.take_bearer() {
             // The last frames may still fit into the socket.
             bearer.outbox.fill(now, &mut live.pipe);
@@ -528,6 +535,7 @@ impl Shard {
         match live.role {
             Role::Server(server) => {
                 self.ids.remove(&server.id);
+                self.bury(&server, &end);
                 self.shared.ledger.gone(server.id, &server.principal);
                 if let Some(since) = live.detached_at {
                     self.shared.figures.detached(now.since(since));

@@ -60,7 +60,7 @@ impl Shard {
 
     /// A laptop that was closed: the calendar went on, the clock did not.
     pub(super) fn look_for_sleep(&mut self, now: Moment) {
-        let Some((then, then_wall)) = self.tick else { return self.look_at_budget(now) };
+        let Some((then, then_wall)) = self.tick else { return };
         if now.since(then) < TICK {
             return;
         }
@@ -80,33 +80,42 @@ impl Shard {
                 }
             }
         }
-        self.look_at_budget(now);
     }
 
-    /// All pipes together hold only so much: above it, the big ones get small windows until it eases.
-    pub(super) fn look_at_budget(&mut self, now: Moment) {
-        let held: usize = self
-            .slots
-            .iter()
-            .map(|slot| match slot {
-                Slot::Live(live) if live.bearer.is_some() || live.pipe.buffered() > 0 => live.pipe.memory(),
-                _ => 0,
-            })
-            .sum();
-        let all = self.shared.figures.hold(usize::from(self.index), held as u64);
-        let budget = self.shared.settings.budget;
-        let press = if self.pressed { all > budget / 5 * 4 } else { all > budget };
-        if press == self.pressed && !press {
-            return;
+    /// What a pipe holds counts against what all may hold, and against what those of its principal may: above either
+    /// the big ones get small windows until it eases. Looked at whenever something happened to the pipe, which is
+    /// when it may have grown, and when a small window may grow again.
+    pub(super) fn weigh(&mut self, now: Moment, slot: usize, live: &mut Live) {
+        let holds = match live.bearer.is_some() || live.pipe.buffered() > 0 {
+            true => live.pipe.memory() as u64,
+            false => 0,
+        };
+        let (all, its_own) = self.count_held(live, holds);
+        let (budget, share) = (self.shared.settings.budget, self.shared.settings.limits.buffered);
+        // Not back and forth around one number.
+        let eased = |bound: u64| if live.is_pressed { bound / 5 * 4 } else { bound };
+        let is_short = all > eased(budget) || its_own > eased(share);
+        if is_short && !live.is_pressed && holds > pipe::WINDOW_MIN {
+            live.is_pressed = true;
+            live.pipe.set_window(now, pipe::WINDOW_MIN);
+        } else if !is_short && live.is_pressed {
+            live.is_pressed = false;
+            live.pipe.set_window(now, live.window);
+            // There may be something to read for which there was no room.
+            self.again.push(slot);
         }
-        self.pressed = press;
-        let window = self.shared.settings.window;
-        for slot in &mut self.slots {
-            if let Slot::Live(live) = slot {
-                let big = live.pipe.memory() as u64 > pipe::WINDOW_MIN;
-                live.pipe.set_window(now, if press && big { pipe::WINDOW_MIN } else { window });
-            }
-        }
+    }
+
+    /// A pipe holds so much now. Gives what all pipes of the process hold, and those of its principal.
+    pub(super) fn count_held(&mut self, live: &mut Live, holds: u64) -> (u64, u64) {
+        let before = std::mem::replace(&mut live.held, holds);
+        self.held = self.held + holds - before;
+        let all = self.shared.figures.hold(usize::from(self.index), self.held);
+        let its_own = match &live.role {
+            Role::Server(server) => server.purse.change(before, holds),
+            Role::Client(_) => 0,
+        };
+        (all, its_own)
     }
 
     // ---- the end

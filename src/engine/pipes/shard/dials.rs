@@ -18,6 +18,7 @@ impl Shard {
         };
         let live = Live {
             serial: opening.serial,
+            window: opening.settings.window,
             pipe: Pipe::new(opening.settings),
             bearer: None,
             local,
@@ -32,6 +33,8 @@ impl Shard {
             down: 0,
             blocked_since: None,
             duplicates: 0,
+            held: 0,
+            is_pressed: false,
             guest_at: None,
             is_watched: false,
             stream: 0,
@@ -229,26 +232,46 @@ impl Shard {
     }
 
     pub(super) fn start(&mut self, job: Job) {
-        if self.dials.out >= DIALS_MAX {
-            // In line: as many as there are pipes without a carrier.
-            self.dials.line.push_back(job);
-            return;
-        }
-        self.dials.threads.retain(|thread| !thread.is_finished());
-        match self.rt.spawn(format!("dial-pipe-{}", self.index), job) {
-            Ok(thread) => {
-                self.dials.out += 1;
-                self.dials.threads.push(thread);
-            }
-            // The pipe has no attempt out then; its own alarm will ask again.
-            Err(error) => log::warn!("pipes: no thread to connect with: {error}"),
-        }
+        // In line: as many as there are pipes without a carrier.
+        self.dials.line.push_back(job);
+        self.start_next();
     }
 
     pub(super) fn dial_ended(&mut self) {
         self.dials.out -= 1;
-        if let Some(job) = self.dials.line.pop_front() {
-            self.start(job);
+        self.start_next();
+    }
+
+    /// Those for whom there was no thread.
+    pub(super) fn start_again(&mut self, now: Moment) {
+        if self.dials.again_at.is_some_and(|at| at <= now) {
+            self.dials.again_at = None;
+            self.start_next();
+        }
+    }
+
+    fn start_next(&mut self) {
+        while self.dials.out < DIALS_MAX && self.dials.again_at.is_none() {
+            let Some(job) = self.dials.line.pop_front() else { return };
+            self.dials.threads.retain(|thread| !thread.is_finished());
+            // A thread that cannot be had takes the job with it: it stays here until it is taken.
+            let job = Arc::new(Lock::new(Some(job)));
+            let taken = job.clone();
+            let begun = self.rt.spawn(format!("dial-pipe-{}", self.index), move || {
+                let job = taken.lock().take();
+                job.expect("one thread takes it")();
+            });
+            match begun {
+                Ok(thread) => {
+                    self.dials.out += 1;
+                    self.dials.threads.push(thread);
+                }
+                Err(error) => {
+                    log::warn!("pipes: no thread to connect with, trying again in a second: {error}");
+                    self.dials.line.push_front(job.lock().take().expect("no thread took it"));
+                    self.dials.again_at = Some(self.rt.now() + Duration::from_secs(1));
+                }
+            }
         }
     }
 }

@@ -20,6 +20,11 @@ impl Shard {
 
     pub(super) fn turn_greeter(&mut self, now: Moment, slot: usize, mut greeter: Box<Greeter>) {
         if now >= greeter.deadline {
+            if let Stage::Connecting(asked, _) = &greeter.stage {
+                let text = format!("connecting to {} took too long", asked.target);
+                let end = End::new(Ending::TargetUnreachable, text);
+                return self.refuse(slot, greeter, end, None);
+            }
             return self.dismiss(slot, greeter);
         }
         if greeter.carrier.has_more() {
@@ -119,6 +124,14 @@ impl Shard {
     }
 
     pub(super) fn dismiss(&mut self, slot: usize, mut greeter: Box<Greeter>) {
+        match &greeter.stage {
+            Stage::Connecting(asked, cancel) => {
+                self.shared.ledger.leave(&asked.principal);
+                cancel.cancel();
+            }
+            Stage::Reaching(cancel) => cancel.cancel(),
+            Stage::Listening | Stage::Challenging(_) => {}
+        }
         greeter.carrier.socket().deregister(&self.registry);
         self.free.push(slot);
     }
@@ -168,17 +181,8 @@ impl Shard {
             let end = End::new(Ending::Shutdown, "this server is going");
             return self.refuse(slot, greeter, end, Some(Duration::from_secs(1)));
         }
-        match self.shared.ledger.enter(&principal, now, &self.shared.settings.limits) {
-            Ok(None) => {}
-            Ok(Some(evict)) => self.shared.evict(evict),
-            Err(why) => {
-                return self.refuse(
-                    slot,
-                    greeter,
-                    End::new(Ending::Limit, why),
-                    Some(Duration::from_secs(1)),
-                );
-            }
+        if let Err(why) = self.shared.ledger.expect(&principal, now, &self.shared.settings.limits) {
+            return self.refuse(slot, greeter, End::new(Ending::Limit, why), Some(Duration::from_secs(1)));
         }
         let asked = Asked { epoch, limit, target, principal };
         match &self.shared.mode {
@@ -270,6 +274,16 @@ impl Shard {
                 Some(Duration::from_secs(1)),
             );
         }
+        let place = match self.shared.ledger.enter(&asked.principal, &self.shared.settings.limits) {
+            Ok(place) => place,
+            Err(why) => {
+                let end = End::new(Ending::Limit, why);
+                return self.refuse(slot, greeter, end, Some(Duration::from_secs(1)));
+            }
+        };
+        if let Some(evict) = place.evict {
+            self.shared.evict(evict);
+        }
         let mut id = [0; 16];
         id[..8].copy_from_slice(&self.shared.owner);
         id[8..].copy_from_slice(&self.rt.secret::<8>());
@@ -302,7 +316,7 @@ impl Shard {
             _ => true,
         };
         if !accepted {
-            self.shared.ledger.leave(&asked.principal);
+            self.shared.ledger.gone(id, &asked.principal);
             let end = End::new(Ending::Limit, "too many pipes wait to be accepted");
             return self.refuse(slot, greeter, end, Some(Duration::from_millis(200)));
         }
@@ -327,9 +341,11 @@ impl Shard {
             target: asked.target,
             resolved,
             unconfirmed: Some(now),
+            purse: place.purse,
         };
         let live = Live {
             serial,
+            window: pipe.window(),
             pipe,
             bearer: Some(bearer),
             local,
@@ -344,6 +360,8 @@ impl Shard {
             down: 0,
             blocked_since: None,
             duplicates: 0,
+            held: 0,
+            is_pressed: false,
             guest_at: None,
             is_watched: false,
             stream: 0,
@@ -378,9 +396,18 @@ impl Shard {
             },
             _ => None,
         });
+        let tomb = self.tombs.iter().rev().find(|tomb| tomb.id == claim.id());
+        let secret = server.map(|server| &server.secret).or(tomb.map(|tomb| &tomb.secret));
         // The same work and the same words, whether there is no such pipe, the proof is bad, or it
         // belongs to somebody else.
-        let holds = claim.holds(server.map_or(&made_up, |server| &server.secret));
+        let holds = claim.holds(secret.unwrap_or(&made_up));
+        if let Some(tomb) =
+            tomb.filter(|tomb| holds && greeter.peer.principal.as_ref() == Some(&tomb.principal))
+        {
+            let end = tomb.end.clone();
+            self.shared.figures.resume_refused(end.code);
+            return self.refuse(slot, greeter, end, None);
+        }
         let Some(server) =
             server.filter(|server| holds && greeter.peer.principal.as_ref() == Some(&server.principal))
         else {
@@ -473,6 +500,21 @@ impl Shard {
         }
         self.settle(now, owner, live);
         self.again.push(owner);
+    }
+}
+
+impl Shard {
+    /// Remembers how a pipe ended.
+    pub(super) fn bury(&mut self, server: &ServerSide, end: &End) {
+        if self.tombs.len() == TOMBS_MAX {
+            self.tombs.pop_front();
+        }
+        self.tombs.push_back(Tomb {
+            id: server.id,
+            secret: server.secret.clone(),
+            principal: server.principal.clone(),
+            end: end.clone(),
+        });
     }
 }
 

@@ -137,15 +137,14 @@ impl Live {
         match &self.role {
             Role::Server(server) => {
                 let unconfirmed = server.unconfirmed.map(|since| since + CONFIRM_WAIT);
-                let linger = self.pipe.is_done() || self.pipe.ending().is_some();
-                let detached = match (self.detached_at, linger, shared.settings.grace) {
-                    (Some(since), true, grace) => {
-                        Some(since + grace.map_or(LINGER, |grace| grace.min(LINGER)))
-                    }
-                    (Some(since), false, Some(grace)) => Some(since + grace),
-                    _ => None,
+                let grace = match self.pipe.is_done() {
+                    // Only the goodbye is missing. Whoever comes for it later hears how it ended.
+                    true => Some(shared.settings.grace.map_or(LINGER, |grace| grace.min(LINGER))),
+                    // Also where the target has broken off: its last output, and why, are still to be told.
+                    false => shared.settings.grace,
                 };
-                [unconfirmed, detached].into_iter().flatten().min()
+                let detached = self.detached_at.zip(grace).map(|(since, grace)| since + grace);
+                Moment::earliest(unconfirmed, detached)
             }
             Role::Client(client) => {
                 let budget = if client.known.is_none() { client.patience } else { client.grace };
