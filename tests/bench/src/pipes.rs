@@ -14,11 +14,14 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 use towpath::client::pipe::{Incoming, Pipe, PipeListener, State};
+use towpath::codec::pipe::{encode_control, encode_greeting};
 use towpath::engine::pipes::dial::Plain;
 use towpath::engine::pipes::http::{HttpDialer, Transport};
 use towpath::engine::pipes::{self, Accepted, Mode, Pipes, Plan, Server, Settings};
 use towpath::front::{self, Router};
 use towpath::rt::{Receiver, Rt};
+use towpath::state::pipe::Control;
+use towpath::state::pipe::hello::{Asking, Want};
 use towpath::wire::{IoThreads, Limits, Listener, Running};
 
 use crate::flaky::{Flaky, Weather};
@@ -175,11 +178,18 @@ pub(crate) fn run(bench: &mut Bench) {
     }
     let rt = Rt::real();
     // One principal opens the whole crowd, and loses all of it at once.
-    let limits = pipes::Limits { pipes: 2 * CROWD, detached: 2 * CROWD, new_per_second: 2 * CROWD as u32 };
+    let most = 4 * CROWD;
+    let limits = pipes::Limits {
+        pipes: most,
+        detached: most,
+        new_per_second: most as u32,
+        ..pipes::Limits::default()
+    };
     let settings = Settings { limits, ..Settings::default() };
     let listener = PipeListener::bind_with(&rt, "127.0.0.1:0", settings, None).expect("a port");
     let url = format!("tcp://{}", listener.address());
     // First: what a pipe holds is seen only before large pieces have left their memory behind.
+    weigh_detached(bench, &listener);
     crowd(bench, &rt, &listener);
     let pair = || {
         let ours = Pipe::connect(&rt, &url, "bench").expect("it listens");
@@ -271,10 +281,71 @@ fn far(bench: &mut Bench, rt: &Rt, listener: &PipeListener) {
     );
 }
 
-/// Many pipes at once: how fast all of them are back after a cut of all, and what each holds.
+const MEBIBYTE: f64 = (1 << 20) as f64;
+
+/// What a pipe costs that nothing bears and nothing waits in: its clients come by hand, and leave.
+fn weigh_detached(bench: &mut Bench, listener: &PipeListener) {
+    let case = Case {
+        name: "pipes/idle-detached",
+        floor: "the goal: 8 KiB a pipe without a carrier",
+        unit: "pipes in a MiB",
+        goal: 1.0,
+    };
+    if !bench.wants(case.name) {
+        return;
+    }
+    let before = resident();
+    let held: Vec<Pipe> = (0..CROWD)
+        .map(|_| {
+            let mut stream = TcpStream::connect(listener.address()).expect("it listens");
+            let want = Want::New { target: "detached".into(), limit: 1 << 20 };
+            let (_, hello) = Asking::begin([7; 16], 1, &want, None);
+            let mut bytes = Vec::new();
+            encode_greeting(&hello, &mut bytes);
+            stream.write_all(&bytes).expect("it is taken");
+            // The head of the welcome: the pipe is there. Then it is left alone.
+            stream.read_exact(&mut [0; 4]).expect("a welcome");
+            // One frame, so that the server knows that its client had it.
+            let mut bytes = Vec::new();
+            encode_control(&Control::Ping { token: 1 }, &mut bytes);
+            stream.write_all(&bytes).expect("it is taken");
+            listener.accept().expect("it was opened").pipe
+        })
+        .collect();
+    let are_away = || {
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        listener.pipes().list(move |infos| {
+            tell.send(infos.iter().filter(|info| info.detached_for.is_some()).count())
+                .expect("it is waited for")
+        });
+        told.recv().expect("it answers") >= CROWD
+    };
+    while !are_away() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let each = resident().saturating_sub(before) as f64 / CROWD as f64;
+    let goal = MEBIBYTE / 8_192.0;
+    bench.pair(&case, || Sample::recorded(goal), || Sample::recorded(MEBIBYTE / each));
+    drop(held);
+}
+
+/// Many pipes at once: how fast all of them are back after a cut of all, what each holds, and what it costs another
+/// that they are there.
 fn crowd(bench: &mut Bench, rt: &Rt, listener: &PipeListener) {
     let case = Case { name: "pipes/500-back-after-a-cut", floor: "2 s for all", unit: "pipes", goal: 1.0 };
-    if !bench.wants(case.name) {
+    let weight = Case {
+        name: "pipes/idle-attached",
+        floor: "the goal: 64 KiB a pipe, here for both ends and their handles",
+        unit: "pipes in a MiB",
+        goal: 1.0,
+    };
+    let beside = Case {
+        name: "pipes/echo-beside-500-idle",
+        floor: "a pipe's echo without them",
+        unit: "echoes",
+        goal: 0.9,
+    };
+    if ![&case, &weight, &beside].iter().any(|case| bench.wants(case.name)) {
         return;
     }
     let dialing = Pipes::start(rt, Settings::default(), Server::none()).expect("threads");
@@ -294,8 +365,24 @@ fn crowd(bench: &mut Bench, rt: &Rt, listener: &PipeListener) {
         }
     };
     ask(0);
-    let grown = resident().saturating_sub(before) / CROWD as u64;
-    println!("pipes: idle and attached, both ends and their handles in this process: {grown} bytes a pipe");
+    let each = resident().saturating_sub(before) as f64 / CROWD as f64;
+    bench.pair(&weight, || Sample::recorded(MEBIBYTE / 65_536.0), || Sample::recorded(MEBIBYTE / each));
+    if bench.wants(beside.name) {
+        let apart = PipeListener::bind(rt, "127.0.0.1:0").expect("a port");
+        let open = |listener: &PipeListener| {
+            let url = format!("tcp://{}", listener.address());
+            (
+                Pipe::connect(rt, &url, "echo").expect("it listens"),
+                listener.accept().expect("it was opened").pipe,
+            )
+        };
+        let ((alone, answers), (one, other)) = (open(&apart), open(listener));
+        bench.pair(
+            &beside,
+            || Sample::take(|| echo(&alone, &answers)),
+            || Sample::take(|| echo(&one, &other)),
+        );
+    }
     bench.pair(
         &case,
         || Sample::recorded(CROWD as f64 / 2.0),
