@@ -1,5 +1,6 @@
 //! A client's attempts to connect, and what becomes of them.
 
+use super::super::REDIAL;
 use super::*;
 
 impl Shard {
@@ -221,7 +222,7 @@ impl Shard {
             return live.pipe.kill(end, &mut self.pool);
         }
         let at = match client.backoff.failed(now, draw) {
-            Next::TryAt(at) => at.max(now + error.retry_after),
+            Next::TryAt(at) => no_longer_than_away(now, client.lost_at, at).max(now + error.retry_after),
             Next::GiveUp => now + error.retry_after.max(Duration::from_secs(5)),
         };
         client.redial_at = Some(at);
@@ -276,6 +277,12 @@ impl Shard {
     }
 }
 
+/// A wait is no longer than the outage has been: after a short one whoever waits must not be kept waiting for a long
+/// draw. That still at most doubles how long it is in all.
+fn no_longer_than_away(now: Moment, lost_at: Moment, at: Moment) -> Moment {
+    at.min(now + now.since(lost_at).max(REDIAL.first))
+}
+
 pub(super) fn stand(pipe: &mut Pipe) -> Stand {
     let fin = pipe.peer_finished();
     let (recv, limit) = pipe.tell();
@@ -300,4 +307,30 @@ pub(super) fn attempt(
     let mut patience = Patience::new(rt, rt.now() + CONNECT_WAIT, cancel)
         .map_err(|error| DialError::io("preparing to connect", &error))?;
     dial::dial(dialer, &mut patience, epoch, want, stand_still)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_an_outage_a_pipe_is_back_before_it_has_been_away_for_twice_as_long_or_five_seconds_more() {
+        let longest = Duration::from_secs(5);
+        let lost_at = Moment::from_millis(1_000);
+        let mut draw = 1_u64;
+        for outage in [1_000, 1_700, 3_000, 10_000, 60_000].map(Duration::from_millis) {
+            for _ in 0..500 {
+                let (mut backoff, mut now) = (Backoff::new(REDIAL), lost_at);
+                while now < lost_at + outage {
+                    draw =
+                        draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    let Next::TryAt(at) = backoff.failed(now, draw) else { panic!("it never gives up") };
+                    // Time goes on, if only a little.
+                    now = no_longer_than_away(now, lost_at, at).max(now + Duration::from_millis(1));
+                }
+                let late = now.since(lost_at + outage);
+                assert!(late <= outage.min(longest), "{late:?} after {outage:?}");
+            }
+        }
+    }
 }
