@@ -57,6 +57,9 @@ pub(crate) fn matches(promised: &str, found: &str) -> bool {
     fits(promised.trim(), found.trim())
 }
 
+/// A block that fails half way takes what it started with it: nobody would ever see why otherwise.
+const LEAVE_NOBODY: &str = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT";
+
 #[test]
 fn marked_blocks_do_what_they_promise() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -72,14 +75,15 @@ fn marked_blocks_do_what_they_promise() {
         if blocks.is_empty() {
             continue;
         }
-        // One daemon a page: later blocks build on earlier ones, as for a reader.
+        // One daemon and one folder a page: later blocks build on earlier ones, as for a reader.
         let daemon = Daemon::start(&[]);
+        let place = tempfile::tempdir().expect("a temporary folder");
         for block in blocks {
             let output = Command::new("bash")
-                .args(["-euo", "pipefail", "-c", &block.script])
+                .args(["-euo", "pipefail", "-c", &format!("{LEAVE_NOBODY}\n{}", block.script)])
                 .env("PATH", &path)
                 .env("TOWPATH_URL", &daemon.url)
-                .current_dir(folder.path())
+                .current_dir(place.path())
                 .output()
                 .expect("bash runs");
             let place = format!("{}:{}", page.display(), block.line);

@@ -1,0 +1,113 @@
+//! Handshakes that break off at the worst moment: a proxy lets frames through until one that must not arrive.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use towpath::client::pipe::{Pipe, PipeListener};
+use towpath::engine::pipes::dial::Plain;
+use towpath::engine::pipes::{Pipes, Plan, Server, Settings};
+use towpath::rt::Rt;
+
+use crate::cli_pipe::text;
+use crate::process::PATIENCE;
+
+const PROOF: u8 = 0x12;
+const WELCOME: u8 = 0x13;
+
+/// Carries frames between a client and a pipe listener; connection `nth` (from 0) ends where a frame of `kind` comes,
+/// which is not passed on.
+struct Cutter {
+    address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Cutter {
+    fn before(target: SocketAddr, nth: usize, kind: u8) -> Cutter {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = connections.clone();
+        // It goes with the test's process, as the threads of its connections go with those.
+        thread::spawn(move || {
+            for near in listener.incoming() {
+                let near = near.expect("a connection");
+                let cut = (count.fetch_add(1, Ordering::SeqCst) == nth).then_some(kind);
+                let far = TcpStream::connect(target).expect("it listens");
+                let ends = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
+                for (from, to) in [(ends(&near), ends(&far)), (far, near)] {
+                    thread::spawn(move || {
+                        // Its end is what was asked for, or that of the connection.
+                        let _ = frames(&from, &to, cut);
+                        for stream in [from, to] {
+                            let _ = stream.shutdown(Shutdown::Both);
+                        }
+                    });
+                }
+            }
+        });
+        Cutter { address, connections }
+    }
+}
+
+/// Passes whole frames on until one of `cut` comes.
+fn frames(mut from: &TcpStream, mut to: &TcpStream, cut: Option<u8>) -> io::Result<()> {
+    loop {
+        let mut head = [0; 4];
+        from.read_exact(&mut head)?;
+        if cut == Some(head[0]) {
+            return Ok(());
+        }
+        let mut frame = head.to_vec();
+        frame.resize(4 + u32::from_be_bytes([0, head[1], head[2], head[3]]) as usize, 0);
+        from.read_exact(&mut frame[4..])?;
+        to.write_all(&frame)?;
+    }
+}
+
+/// Carriers are replaced at once; the first replacement loses a frame of `kind`. Bytes go both ways all the while.
+fn a_replacement_loses(kind: u8) {
+    let rt = Rt::real();
+    let listener = PipeListener::bind(&rt, "127.0.0.1:0").expect("a port");
+    let cutter = Cutter::before(listener.address(), 1, kind);
+    let near = Pipes::start(&rt, Settings::default(), Server::none()).expect("threads");
+    let dialer = Arc::new(Plain::Tcp(cutter.address.ip().to_string(), cutter.address.port()));
+    let carrier_age = Some(Duration::from_millis(200));
+    let ours =
+        Pipe::open(&rt, &near.handle(), Plan { carrier_age, ..Plan::new(dialer, "x") }).expect("it opens");
+    let mut theirs = listener.accept().expect("it was opened").pipe;
+    thread::scope(|scope| {
+        // It sends back what comes.
+        scope.spawn(|| {
+            let mut buffer = vec![0; 10_000];
+            while let Ok(count @ 1..) = theirs.read(&mut buffer) {
+                theirs.write_all(&buffer[..count]).expect("it is taken");
+            }
+            theirs.shutdown().expect("open");
+        });
+        let mut client = ours.clone();
+        client.set_read_timeout(Some(PATIENCE));
+        let (sent, mut got) = (text(10_000), vec![0; 10_000]);
+        // The one that was lost, one after it, and another replacement.
+        while cutter.connections.load(Ordering::SeqCst) < 4 {
+            client.write_all(&sent).expect("it is taken");
+            client.read_exact(&mut got).expect("it comes back");
+            assert!(got == sent, "the same bytes");
+        }
+        ours.shutdown().expect("open");
+        assert_eq!(client.read(&mut got).expect("a good end"), 0);
+    });
+}
+
+#[test]
+fn a_replacement_whose_welcome_is_lost_begins_afresh_and_loses_nothing() {
+    a_replacement_loses(WELCOME);
+}
+
+#[test]
+fn a_replacement_whose_proof_is_lost_begins_afresh_and_loses_nothing() {
+    a_replacement_loses(PROOF);
+}
