@@ -50,6 +50,8 @@ pub use crate::state::pipe::PipeId;
 const EVENTS_MAX: usize = 64;
 /// How many pipes wait to be accepted.
 const BACKLOG: usize = 128;
+/// How long closing a pipe may take its thread.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 /// One end of a pipe. Reading and writing wait; clones are the same end.
 ///
@@ -168,7 +170,8 @@ impl Pipe {
         self.handles.open.reconnect_now();
     }
 
-    /// Ends this direction after what was written; the other one goes on.
+    /// Ends this direction after what was written; the other one goes on. Whoever waits in a write of any clone
+    /// gets an error that [`ended_with`] knows.
     ///
     /// # Errors
     /// When the pipe is over already.
@@ -179,6 +182,36 @@ impl Pipe {
                 self.handles.duct.finish();
                 Ok(())
             }
+        }
+    }
+
+    /// Ends it for both sides at once: bytes that wait to leave are dropped, the other end is told (with the next
+    /// carrier, if there is none), and whoever waits in a read or a write of any clone gets an error that
+    /// [`ended_with`] knows. A pipe that is over stays as it ended.
+    ///
+    /// ```
+    /// use std::io::Read;
+    /// use towpath::client::pipe::{Pipe, PipeListener, ended_with};
+    /// use towpath::state::pipe::Ending;
+    ///
+    /// let rt = towpath::Rt::real();
+    /// let listener = PipeListener::bind(&rt, "127.0.0.1:0")?;
+    /// let near = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "demo")?;
+    /// let mut far = listener.accept()?.pipe;
+    /// let mut clone = near.clone();
+    /// let reader = std::thread::spawn(move || clone.read(&mut [0]));
+    /// near.close();
+    /// let error = reader.join().expect("no panic").expect_err("nothing will come");
+    /// assert_eq!(ended_with(&error).map(|end| end.code), Some(Ending::Killed));
+    /// let error = far.read(&mut [0]).expect_err("nor here");
+    /// assert_eq!(ended_with(&error).map(|end| end.code), Some(Ending::Killed));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn close(&self) {
+        self.handles.open.close();
+        let until = self.handles.duct.until(Some(CLOSE_WAIT));
+        if self.handles.duct.wait_over(until).is_none() {
+            log::debug!("pipes: a pipe that was closed is not over yet");
         }
     }
 

@@ -338,6 +338,9 @@ pub(crate) enum Order {
     CutSerial {
         serial: u64,
     },
+    Close {
+        serial: u64,
+    },
     /// Dial now, whatever the timers say.
     Redial,
     /// The process will go within this time: tell the peers, begin nothing new.
@@ -795,6 +798,11 @@ impl OpenPipe {
     /// Lets go of the carrier; the pipe dials another one.
     pub fn reconnect_now(&self) {
         self.port.send(Order::CutSerial { serial: self.serial });
+    }
+
+    /// Ends it for both sides, whatever waits.
+    pub(crate) fn close(&self) {
+        self.port.send(Order::Close { serial: self.serial });
     }
 }
 

@@ -8,7 +8,7 @@
 //! | 3 | resume points: acked, sent, between, before, beyond | `pipe_wire::a_resume_point_is_the_truth_or_the_end`, `state::pipe::tests::a_resume_point_that_cannot_be_true_…` |
 //! | 4 | DATA that overlaps, repeats, leaves a gap, exceeds a limit or a frame | `pipe_wire::what_no_peer_may_say_…`, `…what_a_peer_may_say_…`, `state::pipe::tests::duplicates_drop_themselves_…` |
 //! | 5 | ACKs that are late, repeated, from the future, with a smaller limit | `pipe_wire::what_a_peer_may_say_…`, `state::pipe::tests::an_acknowledgement_may_be_late_…`, `…a_smaller_window_…` |
-//! | 6 | full windows; a peer that never acknowledges | `pipe_wire::a_peer_that_reads_and_never_acknowledges_…`, `client::pipe::tests::real_a_writer_waits_…`, `…real_a_blocked_writer_is_woken_…`, `state::pipe::tests::a_full_window_…` |
+//! | 6 | full windows; a peer that never acknowledges | `pipe_wire::a_peer_that_reads_and_never_acknowledges_…`, `client::pipe::tests::real_a_writer_waits_…`, `…real_a_blocked_writer_is_woken_…`, `…real_shutting_down_wakes_…`, `state::pipe::tests::a_full_window_…` |
 //! | 7 | two full windows at a resume | `two_full_windows_at_a_resume_do_not_wait_for_each_other`, `sim_pipes::sim_two_full_windows_…`, `codec::pipe::tests::two_full_windows_…` |
 //! | 8 | questions behind bulk | `state::pipe::tests::control_frames_go_ahead_of_queued_bytes`, `any_byte_is_life` |
 //! | 9 | half-closes lost, replayed, crossing; resets | `state::pipe::tests::the_end_of_a_direction_…`, `…a_target_that_breaks_off_…`, `half_closes_and_resets_arrive_as_what_they_are` |
@@ -16,7 +16,7 @@
 //! | 11 | racing resumes, late bytes and errors of old carriers | `pipe_wire::a_thousand_racing_resumes_…`, `state::pipe::tests::whatever_an_old_carrier_says_is_ignored` |
 //! | 12 | replacement under load; one that fails; GOAWAY | `a_carrier_is_replaced_under_load_…`, `a_replacement_that_fails_leaves_the_old_carrier`, `pipe_wire::a_server_that_drains_…` |
 //! | 13 | offsets near 2^32, 2^63, 2^64 | `state::pipe::tests::large_offsets_…`, `…at_the_last_offset_…` |
-//! | 14 | closing at any moment, twice, without a word; leaks | `client::pipe::backed::tests::real_closing_wakes_…`, `client::pipe::tests::real_starting_and_dropping_…` |
+//! | 14 | closing at any moment, twice, without a word; leaks | `client::pipe::backed::tests::real_closing_wakes_…`, `client::pipe::tests::real_closing_…`, `…real_starting_and_dropping_…` |
 //! | 15 | grace, targets that end while detached, sleep | `what_a_target_said_last_is_delivered_after_a_resume`, `a_pipe_nobody_comes_back_for_…`, `pipe_paths::a_machine_that_slept_…`, `pipe_paths::exit_codes_…` |
 //! | 16 | a server that restarted | `client::pipe::tests::real_a_server_that_restarted_…`, `cli_pipe::a_pipe_that_lost_its_daemon_…` |
 //! | 17 | strangers | `pipe_wire`: racing, recorded, mixed, unknown, flooding, half a handshake, claimed sizes; `tests/fuzz` |

@@ -1,6 +1,10 @@
 use super::*;
 use crate::engine::pipes::Limits;
 use std::thread;
+use std::time::Instant;
+
+/// How long anything that should happen may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn listener(rt: &Rt) -> PipeListener {
     PipeListener::bind(rt, "127.0.0.1:0").expect("a free port")
@@ -274,6 +278,112 @@ fn real_a_blocked_writer_is_woken_with_a_typed_error_when_the_pipe_ends() {
     assert_eq!(told.recv_timeout(Duration::from_secs(5)), Ok(true));
     assert_eq!(writer.join().expect("no panic"), Some(Ending::Killed));
     assert_eq!(theirs.wait_over(Some(Duration::from_secs(5))).map(|end| end.code), Some(Ending::Killed));
+}
+
+/// Waits until so many threads wait at this end.
+fn wait_until_blocked(pipe: &Pipe, count: usize) {
+    let begun = Instant::now();
+    while pipe.handles.duct.waiting() < count {
+        assert!(begun.elapsed() < PATIENCE, "{} of {count} wait", pipe.handles.duct.waiting());
+        thread::yield_now();
+    }
+}
+
+/// Does something on a thread, and gives where the code comes out that it ends with.
+fn ends(
+    mut act: impl FnMut() -> io::Result<()> + Send + 'static,
+) -> std::sync::mpsc::Receiver<Option<Ending>> {
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    thread::spawn(move || {
+        let error = loop {
+            if let Err(error) = act() {
+                break error;
+            }
+        };
+        tell.send(ended_with(&error).map(|end| end.code)).expect("somebody waits");
+    });
+    told
+}
+
+/// What it has taken, up to where the peer has no room for more.
+fn fill(pipe: &Pipe) -> usize {
+    let mut clone = pipe.clone();
+    clone.set_write_timeout(Some(Duration::from_millis(300)));
+    std::iter::from_fn(|| clone.write(&[7; 65_536]).ok()).sum()
+}
+
+#[test]
+fn real_shutting_down_wakes_a_writer_that_nobody_makes_room_for() {
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (ours, mut theirs) = connect(&rt, &listener);
+    let filled = fill(&ours);
+    let mut clone = ours.clone();
+    let writer = ends(move || clone.write(&[7; 65_536]).map(drop));
+    wait_until_blocked(&ours, 1);
+    ours.shutdown().expect("open");
+    assert_eq!(writer.recv_timeout(PATIENCE), Ok(Some(Ending::Eof)), "there will be no room");
+    // What was taken arrives, and the other direction goes on.
+    let mut got = Vec::new();
+    theirs.read_to_end(&mut got).expect("an end");
+    assert_eq!(got.len(), filled);
+    theirs.write_all(b"still here").expect("room");
+    (&ours).read_exact(&mut [0; 10]).expect("it comes");
+}
+
+#[test]
+fn real_closing_wakes_whoever_waits_and_tells_the_other_end() {
+    for attached in [true, false] {
+        let rt = Rt::real();
+        let listener = listener(&rt);
+        let (ours, theirs) = connect(&rt, &listener);
+        fill(&ours);
+        let blocked: Vec<_> = (0..2)
+            .flat_map(|_| {
+                let (mut reads, mut writes) = (ours.clone(), ours.clone());
+                [ends(move || reads.read_exact(&mut [0])), ends(move || writes.write(&[7; 65_536]).map(drop))]
+            })
+            .collect();
+        wait_until_blocked(&ours, 4);
+        if !attached {
+            ours.reconnect_now();
+        }
+        ours.close();
+        assert!(matches!(ours.state(), State::Over(_)), "no later than that");
+        for (number, blocked) in blocked.into_iter().enumerate() {
+            assert_eq!(blocked.recv_timeout(PATIENCE), Ok(Some(Ending::Killed)), "number {number}");
+        }
+        // Bytes that came before may still be read; then it is told.
+        let mut far = theirs.clone();
+        let far = ends(move || far.read(&mut [0; 65_536]).map(drop));
+        assert_eq!(far.recv_timeout(PATIENCE), Ok(Some(Ending::Killed)), "the other end");
+        assert_eq!(theirs.wait_over(Some(PATIENCE)), Some(End::new(Ending::Killed, "it was closed")));
+        ours.close();
+        theirs.close();
+        let error = ours.shutdown().expect_err("it is over");
+        assert_eq!(ended_with(&error).map(|end| end.code), Some(Ending::Killed));
+    }
+}
+
+#[test]
+fn real_closing_from_the_end_that_accepted_or_after_a_good_end() {
+    let rt = Rt::real();
+    let listener = listener(&rt);
+    let (ours, theirs) = connect(&rt, &listener);
+    let mut clone = ours.clone();
+    let reader = ends(move || clone.read_exact(&mut [0]));
+    theirs.close();
+    assert_eq!(reader.recv_timeout(PATIENCE), Ok(Some(Ending::Killed)));
+
+    let (ours, theirs) = connect(&rt, &listener);
+    for pipe in [&ours, &theirs] {
+        pipe.shutdown().expect("open");
+    }
+    for pipe in [&ours, &theirs] {
+        assert_eq!(pipe.wait_over(Some(PATIENCE)).map(|end| end.code), Some(Ending::Eof));
+        pipe.close();
+        assert_eq!((&*pipe).read(&mut [0]).expect("a good end stays one"), 0);
+    }
 }
 
 #[test]
