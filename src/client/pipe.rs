@@ -27,7 +27,7 @@
 pub mod backed;
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +50,8 @@ pub use crate::state::pipe::PipeId;
 const EVENTS_MAX: usize = 64;
 /// How many pipes wait to be accepted.
 const BACKLOG: usize = 128;
+/// How long nothing is accepted after the system had no descriptor for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long closing a pipe may take its thread.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
@@ -334,15 +336,15 @@ pub struct PipeListener {
 
 struct Accepting {
     cancel: Cancel,
+    listener: Arc<TcpListener>,
     thread: Option<Thread<()>>,
-    address: SocketAddr,
 }
 
 impl Drop for Accepting {
     fn drop(&mut self) {
         self.cancel.cancel();
-        // `accept` has no deadline: a connection from ourselves wakes it.
-        if let Err(error) = std::net::TcpStream::connect(self.address) {
+        // `accept` has no deadline: this ends it, and takes no descriptor, of which there may be none.
+        if let Err(error) = socket2::SockRef::from(&*self.listener).shutdown(Shutdown::Both) {
             log::debug!("pipes: waking a listener: {error}");
         }
         self.thread.take();
@@ -379,10 +381,22 @@ impl PipeListener {
         let server = Server { mode: Mode::Listen(accept), gate: Arc::new(gate), ..Server::none() };
         let pipes = Pipes::start(rt, settings, server).map_err(io::Error::other)?;
         let cancel = rt.cancel_token();
-        let (handle, cancelled) = (pipes.handle(), cancel.clone());
-        let thread = rt.spawn("pipe-listener", move || accept_all(&listener, &handle, &cancelled));
-        let thread = thread.map_err(io::Error::other)?;
-        let accepting = Accepting { cancel, thread: Some(thread), address };
+        let (listener, handle) = (Arc::new(listener), pipes.handle());
+        let mut accepting = Accepting { cancel: cancel.clone(), listener: listener.clone(), thread: None };
+        let accept = move || {
+            let (stream, address) = listener.accept()?;
+            let ip = address.ip();
+            let peer = CarrierPeer {
+                ip: Some(ip),
+                confidential: ip.to_canonical().is_loopback(),
+                ..CarrierPeer::default()
+            };
+            let socket = Socket::tcp(stream);
+            Ok((socket.map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error))?, peer))
+        };
+        let clock = rt.clone();
+        let thread = rt.spawn("pipe-listener", move || accept_all(&clock, accept, &handle, &cancel));
+        accepting.thread = Some(thread.map_err(io::Error::other)?);
         Ok(PipeListener { accepted, address, _accepting: accepting, pipes })
     }
 
@@ -426,34 +440,43 @@ fn same(one: &str, other: &str) -> bool {
     one.as_bytes().ct_eq(other.as_bytes()).into()
 }
 
-fn accept_all(listener: &TcpListener, pipes: &PipesHandle, cancelled: &Cancel) {
+/// Gives whoever comes to the pipes, until it is cancelled.
+fn accept_all(
+    rt: &Rt,
+    mut accept: impl FnMut() -> io::Result<(Socket, CarrierPeer)>,
+    pipes: &PipesHandle,
+    cancelled: &Cancel,
+) {
+    let mut is_paused = false;
     loop {
-        let (stream, address) = match listener.accept() {
-            Ok(accepted) => accepted,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                // No descriptors, or a peer that left again: neither is a reason to stop listening.
-                log::warn!("pipes: accepting a connection: {error}");
-                if cancelled.is_cancelled() {
-                    return;
-                }
-                continue;
-            }
-        };
+        // Woken by a connection, or by whoever shuts the listener down.
+        let accepted = accept();
         if cancelled.is_cancelled() {
             return;
         }
-        let ip = address.ip();
-        let peer = CarrierPeer {
-            ip: Some(ip),
-            confidential: ip.to_canonical().is_loopback(),
-            ..CarrierPeer::default()
-        };
-        match Socket::tcp(stream) {
-            Ok(socket) => pipes.carrier(Carrier::raw(socket, None, Vec::new()), peer),
-            Err(error) => log::debug!("pipes: a connection that broke at once: {error}"),
+        match accepted {
+            Ok((socket, peer)) => {
+                is_paused = false;
+                pipes.carrier(Carrier::raw(socket, None, Vec::new()), peer);
+            }
+            // It left again before it was accepted.
+            Err(error) if left(&error) => log::debug!("pipes: a connection that broke at once: {error}"),
+            Err(error) => {
+                // No descriptors: asking at once would ask for ever. Those who come wait in the kernel's queue.
+                if !std::mem::replace(&mut is_paused, true) {
+                    log::warn!("pipes: cannot accept a connection, and waits: {error}");
+                }
+                let (goes, gone) = rt.channel::<()>("pipe-pause", 1);
+                // Cut short by its other end, which goes when it is cancelled.
+                let _guard = cancelled.on_cancel(move || drop(goes));
+                let _ = gone.recv_deadline(rt.now() + ACCEPT_PAUSE);
+            }
         }
     }
+}
+
+fn left(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
 }
 
 /// A dialer that brings a token, for listeners that want one.

@@ -387,6 +387,33 @@ fn real_closing_from_the_end_that_accepted_or_after_a_good_end() {
 }
 
 #[test]
+fn real_a_listener_without_descriptors_pauses_between_two_attempts_and_ends_when_told() {
+    const EMFILE: i32 = 24;
+    let rt = Rt::real();
+    let pipes = Pipes::start(&rt, Settings::default(), Server::none()).expect("threads");
+    let cancel = rt.cancel_token();
+    let mut asked = 0;
+    let began = rt.now();
+    let accept = || {
+        asked += 1;
+        match asked {
+            // Whoever left again is no reason to pause.
+            1..=1_000 => Err(io::ErrorKind::ConnectionAborted.into()),
+            1_001..=1_005 => Err(io::Error::from_raw_os_error(EMFILE)),
+            _ => {
+                cancel.cancel();
+                Err(io::Error::from_raw_os_error(EMFILE))
+            }
+        }
+    };
+    accept_all(&rt, accept, &pipes.handle(), &cancel);
+    assert_eq!(asked, 1_006);
+    let took = rt.now().since(began);
+    assert!(took >= 5 * ACCEPT_PAUSE, "{took:?}");
+    assert!(took < PATIENCE, "{took:?}: only the pauses are waited for");
+}
+
+#[test]
 fn real_a_server_that_restarted_ends_the_pipe_at_once() {
     let rt = Rt::real();
     let first = listener(&rt);
