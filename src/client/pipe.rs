@@ -12,7 +12,7 @@
 //!
 //! let rt = Rt::real();
 //! let listener = PipeListener::bind(&rt, "127.0.0.1:0")?;
-//! let mut ours = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "anything")?;
+//! let mut ours = Pipe::connect(&rt, listener.url(), "anything")?;
 //! let mut theirs = listener.accept()?.pipe;
 //!
 //! ours.write_all(b"hello")?;
@@ -28,8 +28,12 @@ pub mod backed;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use socket2::SockRef;
 
 use crate::engine::pipes::carrier::{Carrier, Socket};
 use crate::engine::pipes::dial::{Dialer, Plain};
@@ -39,6 +43,7 @@ use crate::engine::pipes::{
 };
 use crate::rt::{self, Cancel, Lock, Rt, Thread};
 use crate::state::pipe::{End, Ending};
+use crate::wire::listen::bind_unix;
 use crate::wire::pace;
 
 pub use self::backed::Backed;
@@ -66,7 +71,7 @@ const CLOSE_WAIT: Duration = Duration::from_secs(1);
 ///
 /// let rt = Rt::real();
 /// let listener = PipeListener::bind(&rt, "127.0.0.1:0")?;
-/// let mut near = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "demo")?;
+/// let mut near = Pipe::connect(&rt, listener.url(), "demo")?;
 /// let mut far = listener.accept()?.pipe;
 /// near.write_all(b"hello")?;
 /// near.reconnect_now(); // as if the network had been lost
@@ -198,7 +203,7 @@ impl Pipe {
     ///
     /// let rt = towpath::Rt::real();
     /// let listener = PipeListener::bind(&rt, "127.0.0.1:0")?;
-    /// let near = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "demo")?;
+    /// let near = Pipe::connect(&rt, listener.url(), "demo")?;
     /// let mut far = listener.accept()?.pipe;
     /// let mut clone = near.clone();
     /// let reader = std::thread::spawn(move || clone.read(&mut [0]));
@@ -318,17 +323,24 @@ pub struct Incoming {
     pub peer: CarrierPeer,
 }
 
-/// Accepts pipes over plain TCP: for one machine, and for networks that are trusted. A daemon accepts
-/// them behind HTTP.
+/// Accepts pipes over plain TCP and over Unix-domain sockets: for one machine, and for networks that are trusted. A
+/// daemon accepts them behind HTTP.
 ///
 /// ```
-/// let listener = towpath::PipeListener::bind(&towpath::Rt::real(), "127.0.0.1:0")?;
-/// assert_ne!(listener.address().port(), 0);
+/// let rt = towpath::Rt::real();
+/// let listener = towpath::PipeListener::bind(&rt, "127.0.0.1:0")?;
+/// assert_ne!(listener.address().map(|address| address.port()), Some(0));
+///
+/// let path = std::env::temp_dir().join(format!("towpath-example-{}", std::process::id()));
+/// let listener = towpath::PipeListener::bind(&rt, &format!("unix:{}", path.display()))?;
+/// let _near = towpath::Pipe::connect(&rt, listener.url(), "demo")?;
+/// assert_eq!(listener.accept()?.target, "demo");
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct PipeListener {
     accepted: rt::Receiver<Accepted>,
-    address: SocketAddr,
+    url: String,
+    address: Option<SocketAddr>,
     // In this order: no new connections, then no new pipes.
     _accepting: Accepting,
     pipes: Pipes,
@@ -336,7 +348,7 @@ pub struct PipeListener {
 
 struct Accepting {
     cancel: Cancel,
-    listener: Arc<TcpListener>,
+    door: Arc<Door>,
     thread: Option<Thread<()>>,
 }
 
@@ -344,15 +356,75 @@ impl Drop for Accepting {
     fn drop(&mut self) {
         self.cancel.cancel();
         // `accept` has no deadline: this ends it, and takes no descriptor, of which there may be none.
-        if let Err(error) = socket2::SockRef::from(&*self.listener).shutdown(Shutdown::Both) {
+        if let Err(error) = self.door.shut() {
             log::debug!("pipes: waking a listener: {error}");
         }
         self.thread.take();
     }
 }
 
+/// Where connections come in.
+enum Door {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+impl Door {
+    fn open(address: &str) -> io::Result<Door> {
+        match address.strip_prefix("unix:") {
+            Some(path) => Ok(Door::Unix(bind_unix(path.as_ref())?, path.into())),
+            None => pace::listen(address).map(Door::Tcp),
+        }
+    }
+
+    /// Where it is; an address, if it has one.
+    fn place(&self) -> io::Result<(String, Option<SocketAddr>)> {
+        Ok(match self {
+            Door::Tcp(listener) => {
+                let address = listener.local_addr()?;
+                (format!("tcp://{address}"), Some(address))
+            }
+            Door::Unix(_, path) => (format!("unix:{}", path.display()), None),
+        })
+    }
+
+    fn accept(&self) -> io::Result<(Socket, CarrierPeer)> {
+        let (socket, ip) = match self {
+            Door::Tcp(listener) => {
+                let (stream, address) = listener.accept()?;
+                (Socket::tcp(stream), Some(address.ip()))
+            }
+            Door::Unix(listener, _) => (Socket::unix(listener.accept()?.0), None),
+        };
+        let confidential = ip.is_none_or(|ip| ip.to_canonical().is_loopback());
+        let socket = socket.map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error))?;
+        Ok((socket, CarrierPeer { ip, confidential, ..CarrierPeer::default() }))
+    }
+
+    /// Ends an `accept` that waits, and every later one.
+    fn shut(&self) -> io::Result<()> {
+        match self {
+            Door::Tcp(listener) => SockRef::from(listener),
+            Door::Unix(listener, _) => SockRef::from(listener),
+        }
+        .shutdown(Shutdown::Both)
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if let Door::Unix(_, path) = &*self
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            // Somebody else removed it: it was to go.
+            log::debug!("pipes: removing {}: {error}", path.display());
+        }
+    }
+}
+
 impl PipeListener {
-    /// Listens at an address of this machine, where secrets do not leave it.
+    /// Listens at `host:port` of this machine, where secrets do not leave it, or at `unix:/path`. The file of a
+    /// listener that is gone is replaced; this one's goes when it is dropped.
     ///
     /// # Errors
     /// When the address is taken or is none.
@@ -370,8 +442,8 @@ impl PipeListener {
         settings: Settings,
         token: Option<String>,
     ) -> io::Result<PipeListener> {
-        let listener = pace::listen(address)?;
-        let address = listener.local_addr()?;
+        let door = Arc::new(Door::open(address)?);
+        let (url, address) = door.place()?;
         let (accept, accepted) = rt.channel("pipe-accept", BACKLOG);
         let gate = move |given: Option<&str>, _: &CarrierPeer| match (&token, given) {
             (None, _) => Ok(Arc::from("anybody")),
@@ -381,27 +453,21 @@ impl PipeListener {
         let server = Server { mode: Mode::Listen(accept), gate: Arc::new(gate), ..Server::none() };
         let pipes = Pipes::start(rt, settings, server).map_err(io::Error::other)?;
         let cancel = rt.cancel_token();
-        let (listener, handle) = (Arc::new(listener), pipes.handle());
-        let mut accepting = Accepting { cancel: cancel.clone(), listener: listener.clone(), thread: None };
-        let accept = move || {
-            let (stream, address) = listener.accept()?;
-            let ip = address.ip();
-            let peer = CarrierPeer {
-                ip: Some(ip),
-                confidential: ip.to_canonical().is_loopback(),
-                ..CarrierPeer::default()
-            };
-            let socket = Socket::tcp(stream);
-            Ok((socket.map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error))?, peer))
-        };
+        let mut accepting = Accepting { cancel: cancel.clone(), door: door.clone(), thread: None };
+        let (accept, handle) = (move || door.accept(), pipes.handle());
         let clock = rt.clone();
         let thread = rt.spawn("pipe-listener", move || accept_all(&clock, accept, &handle, &cancel));
         accepting.thread = Some(thread.map_err(io::Error::other)?);
-        Ok(PipeListener { accepted, address, _accepting: accepting, pipes })
+        Ok(PipeListener { accepted, url, address, _accepting: accepting, pipes })
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
+    /// Where it listens, as [`Pipe::connect`] takes it: `tcp://host:port` or `unix:/path`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The address it listens at, if it is one of TCP.
+    pub fn address(&self) -> Option<SocketAddr> {
         self.address
     }
 

@@ -549,7 +549,7 @@ pub struct Pipes {
 ///
 /// let rt = Rt::real();
 /// let listener = PipeListener::bind(&rt, "127.0.0.1:0")?;
-/// let _near = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "demo")?;
+/// let _near = Pipe::connect(&rt, listener.url(), "demo")?;
 /// let _far = listener.accept()?.pipe;
 /// let (tell, told) = mpsc::channel();
 /// listener.pipes().list(move |pipes| drop(tell.send(pipes.len())));

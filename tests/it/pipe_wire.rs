@@ -189,9 +189,13 @@ fn listener(rt: &Rt) -> PipeListener {
     PipeListener::bind(rt, "127.0.0.1:0").expect("a free port")
 }
 
+fn at(listener: &PipeListener) -> SocketAddr {
+    listener.address().expect("over TCP")
+}
+
 /// A pipe opened by hand, and the program's end of it.
 fn opened(listener: &PipeListener) -> (Raw, Known, Pipe) {
-    let (raw, known) = Raw::open(listener.address(), None);
+    let (raw, known) = Raw::open(at(listener), None);
     let mut pipe = listener.accept().expect("it was opened").pipe;
     pipe.set_read_timeout(Some(PATIENCE));
     pipe.set_write_timeout(Some(PATIENCE));
@@ -213,7 +217,7 @@ fn a_thousand_racing_resumes_leave_one_carrier_and_every_byte_in_its_place() {
     let rt = Rt::real();
     let listener = listener(&rt);
     let (_first, known, pipe) = opened(&listener);
-    let address = listener.address();
+    let address = at(&listener);
     let next = AtomicU64::new(2);
     let carriers = thread::scope(|scope| {
         let racing: Vec<_> = (0..8)
@@ -264,7 +268,7 @@ fn a_thousand_racing_resumes_leave_one_carrier_and_every_byte_in_its_place() {
 fn a_recorded_proof_and_the_proof_of_another_pipe_are_worth_nothing() {
     let rt = Rt::real();
     let listener = listener(&rt);
-    let address = listener.address();
+    let address = at(&listener);
     let (mut live, known, pipe) = opened(&listener);
     let (_other, other_known, _other_pipe) = opened(&listener);
 
@@ -298,7 +302,7 @@ fn a_recorded_proof_and_the_proof_of_another_pipe_are_worth_nothing() {
 fn an_unknown_pipe_and_a_bad_proof_look_alike_in_words_and_in_time() {
     let rt = Rt::real();
     let listener = listener(&rt);
-    let address = listener.address();
+    let address = at(&listener);
     let (mut live, known, pipe) = opened(&listener);
     let bad = Known { secret: Secret([1; 32]), ..known.clone() };
     let mut unknown = bad.clone();
@@ -342,8 +346,8 @@ fn an_unknown_pipe_and_a_bad_proof_look_alike_in_words_and_in_time() {
 fn a_flood_of_bad_resumes_leaves_the_live_pipe_running() {
     let rt = Rt::real();
     let listener = listener(&rt);
-    let address = listener.address();
-    let ours = Pipe::connect(&rt, &format!("tcp://{address}"), "echo").expect("it listens");
+    let address = at(&listener);
+    let ours = Pipe::connect(&rt, listener.url(), "echo").expect("it listens");
     let mut theirs = listener.accept().expect("it was opened").pipe;
     let events = ours.events().expect("given once");
     let (_raw, known, _pipe) = opened(&listener);
@@ -383,7 +387,7 @@ fn the_right_secret_is_not_enough_for_another_caller() {
     let settings = Settings::default();
     let listener = PipeListener::bind_with(&rt, "127.0.0.1:0", settings, Some("the token".into()));
     let listener = listener.expect("a free port");
-    let address = listener.address();
+    let address = at(&listener);
     let (mut live, known) = Raw::open(address, Some("the token"));
     let pipe = listener.accept().expect("it was opened").pipe;
     for token in [None, Some("another")] {
@@ -523,7 +527,7 @@ fn what_a_peer_may_say_does_no_harm() {
 fn a_handshake_in_the_wrong_order_or_of_another_version_is_refused() {
     let rt = Rt::real();
     let listener = listener(&rt);
-    let address = listener.address();
+    let address = at(&listener);
     let hello = |min, max, epoch| {
         let wish = Wish::New { epoch, target: "x".into(), limit: 0 };
         Greeting::Hello(Hello { proto_min: min, proto_max: max, nonce: [1; 16], auth: None, wish })
@@ -549,7 +553,7 @@ fn a_handshake_in_the_wrong_order_or_of_another_version_is_refused() {
 fn a_handshake_that_stops_in_the_middle_is_given_up() {
     let rt = Rt::real();
     let listener = listener(&rt);
-    let mut slow = Raw::dial(listener.address());
+    let mut slow = Raw::dial(at(&listener));
     slow.stream.set_read_timeout(Some(PATIENCE * 3)).expect("a timeout");
     slow.bytes(&[0x10, 0]);
     let begun = Instant::now();
@@ -561,7 +565,7 @@ fn a_handshake_that_stops_in_the_middle_is_given_up() {
 fn a_resume_point_is_the_truth_or_the_end() {
     let rt = Rt::real();
     let listener = listener(&rt);
-    let address = listener.address();
+    let address = at(&listener);
     // The server sends 10 bytes, of which 4 are acknowledged.
     let sent = |listener: &PipeListener| {
         let (mut raw, known, pipe) = opened(listener);
@@ -610,12 +614,12 @@ fn a_lost_welcome_any_number_of_times_does_no_harm() {
     expect(&pipe, b"before, ");
     for epoch in 2..30 {
         // The server moves the pipe, and its answer is never read.
-        let (mut raw, _asking, proof) = Raw::prove(listener.address(), &known, epoch, stand(0), None);
+        let (mut raw, _asking, proof) = Raw::prove(at(&listener), &known, epoch, stand(0), None);
         raw.greet(&proof);
         drop(raw);
     }
     // Whatever of them is still on its way is older than this.
-    let (mut last, answer) = Raw::resume(listener.address(), &known, 100, stand(0));
+    let (mut last, answer) = Raw::resume(at(&listener), &known, 100, stand(0));
     assert_eq!(answer.expect("the newest").recv, 8);
     last.data(0, b"before, after");
     expect(&pipe, b"after");
@@ -660,7 +664,7 @@ fn a_server_that_drains_says_so_takes_resumes_and_refuses_what_is_new() {
     let rt = Rt::real();
     let listener = listener(&rt);
     let (mut raw, known, pipe) = opened(&listener);
-    let ours = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "ours").expect("it listens");
+    let ours = Pipe::connect(&rt, listener.url(), "ours").expect("it listens");
     let events = ours.events().expect("given once");
     let theirs = listener.accept().expect("it was opened").pipe;
     listener.pipes().drain(Duration::from_secs(2));
@@ -672,7 +676,7 @@ fn a_server_that_drains_says_so_takes_resumes_and_refuses_what_is_new() {
         }
     };
     assert!(notice.deadline == Duration::from_secs(2) && notice.retry_hint <= Duration::from_secs(1));
-    let (mut again, answer) = Raw::resume(listener.address(), &known, 2, stand(0));
+    let (mut again, answer) = Raw::resume(at(&listener), &known, 2, stand(0));
     assert_eq!(answer.expect("what is there may come another way").recv, 0);
     again.data(0, b"moved");
     expect(&pipe, b"moved");
@@ -690,7 +694,7 @@ fn a_server_that_drains_says_so_takes_resumes_and_refuses_what_is_new() {
     (&ours).write_all(b"and so did we").expect("it is open");
     expect(&theirs, b"and so did we");
 
-    let mut new = Raw::dial(listener.address());
+    let mut new = Raw::dial(at(&listener));
     let want = Want::New { target: "x".into(), limit: 0 };
     new.greet(&Asking::begin([1; 16], 1, &want, None).1);
     match new.greeting() {
@@ -712,7 +716,7 @@ fn sizes_a_peer_claims_cost_no_memory() {
     let before = resident();
     let raws: Vec<Raw> = (0..64)
         .map(|_| {
-            let mut raw = Raw::dial(listener.address());
+            let mut raw = Raw::dial(at(&listener));
             // A greeting of 16 KiB, a skipped frame of 16 MiB: announced, and not sent.
             raw.bytes(&[0x10, 0, 0x40, 0]);
             raw

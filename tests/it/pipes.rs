@@ -62,7 +62,7 @@ struct Sometimes {
 
 impl Sometimes {
     fn to(listener: &PipeListener) -> Arc<Sometimes> {
-        let address = listener.address();
+        let address = listener.address().expect("over TCP");
         let inner = Plain::Tcp(address.ip().to_string(), address.port());
         Arc::new(Sometimes { inner, refuse: AtomicBool::new(false), dials: AtomicU64::new(0) })
     }
@@ -102,7 +102,12 @@ fn read_all(mut pipe: &Pipe) -> Vec<u8> {
 fn two_full_windows_at_a_resume_do_not_wait_for_each_other() {
     let rt = Rt::real();
     let listener = PipeListener::bind_with(&rt, "127.0.0.1:0", settings(WINDOW_MIN), None).expect("a port");
-    let flaky = Flaky::start("127.0.0.1:0", &listener.address().to_string(), 1, Weather::default());
+    let flaky = Flaky::start(
+        "127.0.0.1:0",
+        &listener.address().expect("over TCP").to_string(),
+        1,
+        Weather::default(),
+    );
     let flaky = flaky.expect("a free port");
     let pipes = dialing(&rt);
     let dialer = Plain::Tcp("127.0.0.1".into(), flaky.address().port());
@@ -213,7 +218,7 @@ fn a_replacement_that_fails_leaves_the_old_carrier() {
 fn who_only_writes_hears_what_comes_though_it_writes_little() {
     let rt = Rt::real();
     let listener = PipeListener::bind(&rt, "127.0.0.1:0").expect("a port");
-    let ours = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "x").expect("it listens");
+    let ours = Pipe::connect(&rt, listener.url(), "x").expect("it listens");
     let theirs = listener.accept().expect("it was opened").pipe;
     let heard = || infos(&listener)[0].bytes_to_target;
     thread::scope(|scope| {
@@ -236,7 +241,7 @@ fn who_only_writes_hears_what_comes_though_it_writes_little() {
 fn bytes_one_by_one_none_at_all_and_more_than_a_window() {
     let rt = Rt::real();
     let listener = PipeListener::bind_with(&rt, "127.0.0.1:0", settings(WINDOW_MIN), None).expect("a port");
-    let ours = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "x").expect("it listens");
+    let ours = Pipe::connect(&rt, listener.url(), "x").expect("it listens");
     let theirs = listener.accept().expect("it was opened").pipe;
     let single = text(20_000);
     let long = text(10 * WINDOW_MIN as usize);
@@ -365,7 +370,12 @@ fn a_pipe_nobody_comes_back_for_ends_when_its_grace_is_over_and_not_before() {
 fn a_hundred_pipes_cut_at_once_all_come_back() {
     let rt = Rt::real();
     let listener = PipeListener::bind(&rt, "127.0.0.1:0").expect("a free port");
-    let flaky = Flaky::start("127.0.0.1:0", &listener.address().to_string(), 1, Weather::default());
+    let flaky = Flaky::start(
+        "127.0.0.1:0",
+        &listener.address().expect("over TCP").to_string(),
+        1,
+        Weather::default(),
+    );
     let flaky = flaky.expect("a free port");
     let pipes = dialing(&rt);
     let dialer = Arc::new(Plain::Tcp("127.0.0.1".into(), flaky.address().port()));

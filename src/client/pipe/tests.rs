@@ -11,7 +11,7 @@ fn listener(rt: &Rt) -> PipeListener {
 }
 
 fn connect(rt: &Rt, listener: &PipeListener) -> (Pipe, Pipe) {
-    let ours = Pipe::connect(rt, &format!("tcp://{}", listener.address()), "anything").expect("it listens");
+    let ours = Pipe::connect(rt, listener.url(), "anything").expect("it listens");
     let theirs = listener.accept().expect("it was opened").pipe;
     (ours, theirs)
 }
@@ -387,6 +387,51 @@ fn real_closing_from_the_end_that_accepted_or_after_a_good_end() {
 }
 
 #[test]
+fn real_a_pipe_over_a_unix_socket_survives_cuts_and_its_file_comes_and_goes() {
+    let rt = Rt::real();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("pipes");
+    let url = format!("unix:{}", path.display());
+    // Left over from a process that is gone.
+    drop(UnixListener::bind(&path).expect("a path of its own"));
+    assert!(path.exists());
+    let listener = PipeListener::bind(&rt, &url).expect("nobody listens there");
+    assert_eq!((listener.url(), listener.address()), (&*url, None));
+    let taken = PipeListener::bind(&rt, &url).err().expect("somebody listens there");
+    assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+
+    let (ours, theirs) = connect(&rt, &listener);
+    let sent = text(3 << 20);
+    thread::scope(|scope| {
+        for (mut from, mut to) in [(&ours, &theirs), (&theirs, &ours)] {
+            let sent = &sent;
+            scope.spawn(move || {
+                from.write_all(sent).expect("room");
+                from.shutdown().expect("open");
+            });
+            scope.spawn(move || {
+                let mut got = vec![0; 1 << 20];
+                for (round, piece) in sent.chunks(1 << 20).enumerate() {
+                    to.read_exact(&mut got).expect("it comes");
+                    assert!(got == piece, "other bytes in piece {round}");
+                    to.reconnect_now();
+                }
+                assert_eq!(to.read(&mut got).expect("an end"), 0);
+            });
+        }
+    });
+    for end in [&ours, &theirs] {
+        assert_eq!(end.wait_over(Some(PATIENCE)).map(|end| end.code), Some(Ending::Eof));
+    }
+    drop(listener);
+    assert!(!path.exists(), "its file goes with it");
+    // What is no socket is nobody's to remove.
+    std::fs::write(&path, "mine").expect("written");
+    assert!(PipeListener::bind(&rt, &url).is_err());
+    assert_eq!(std::fs::read_to_string(&path).expect("still there"), "mine");
+}
+
+#[test]
 fn real_a_listener_without_descriptors_pauses_between_two_attempts_and_ends_when_told() {
     const EMFILE: i32 = 24;
     let rt = Rt::real();
@@ -417,7 +462,7 @@ fn real_a_listener_without_descriptors_pauses_between_two_attempts_and_ends_when
 fn real_a_server_that_restarted_ends_the_pipe_at_once() {
     let rt = Rt::real();
     let first = listener(&rt);
-    let address = first.address();
+    let address = first.address().expect("over TCP");
     let (mut ours, theirs) = connect(&rt, &first);
     drop(theirs);
     drop(first);
@@ -434,10 +479,10 @@ fn real_a_wrong_token_is_refused_and_does_not_print() {
     let token = Some("a-token-of-thirty-two-characters".to_owned());
     let listener =
         PipeListener::bind_with(&rt, "127.0.0.1:0", Settings::default(), token).expect("a free port");
-    let error = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "x").expect_err("no token");
+    let error = Pipe::connect(&rt, listener.url(), "x").expect_err("no token");
     assert_eq!(ended_with(&error).map(|end| end.code), Some(Ending::Auth), "{error}");
     let pipes = Pipes::start(&rt, Settings::default(), Server::none()).expect("threads");
-    let address = listener.address();
+    let address = listener.address().expect("over TCP");
     let plain = Plain::Tcp(address.ip().to_string(), address.port());
     let dialer = Arc::new(WithToken::new(plain, "a-token-of-thirty-two-characters"));
     let ours = Pipe::open(&rt, &pipes.handle(), Plan::new(dialer, "x")).expect("room");
@@ -453,7 +498,7 @@ fn real_one_pipe_too_many_is_refused_with_its_code() {
     let listener = PipeListener::bind_with(&rt, "127.0.0.1:0", settings, None).expect("a free port");
     let (_ours, _theirs) = connect(&rt, &listener);
     let pipes = Pipes::start(&rt, Settings::default(), Server::none()).expect("threads");
-    let address = listener.address();
+    let address = listener.address().expect("over TCP");
     let mut plan = Plan::new(Arc::new(Plain::Tcp(address.ip().to_string(), address.port())), "x");
     plan.patience = Some(Duration::from_millis(500));
     let second = Pipe::open(&rt, &pipes.handle(), plan).expect("room");
