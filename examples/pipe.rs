@@ -17,7 +17,7 @@ use towpath::rt::Rt;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rt = Rt::real();
     let listener = PipeListener::bind(&rt, "127.0.0.1:0")?;
-    let ours = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "demo")?;
+    let ours = Pipe::connect(&rt, listener.url(), "demo")?;
     let theirs = listener.accept()?.pipe;
 
     let sent: Vec<u8> = (0..8 << 20).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

@@ -12,7 +12,7 @@
 //!
 //! let rt = Rt::real();
 //! let listener = PipeListener::bind(&rt, "127.0.0.1:0")?;
-//! let mut ours = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "anything")?;
+//! let mut ours = Pipe::connect(&rt, listener.url(), "anything")?;
 //! let mut theirs = listener.accept()?.pipe;
 //!
 //! ours.write_all(b"hello")?;
@@ -27,9 +27,13 @@
 pub mod backed;
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use socket2::SockRef;
 
 use crate::engine::pipes::carrier::{Carrier, Socket};
 use crate::engine::pipes::dial::{Dialer, Plain};
@@ -39,6 +43,7 @@ use crate::engine::pipes::{
 };
 use crate::rt::{self, Cancel, Lock, Rt, Thread};
 use crate::state::pipe::{End, Ending};
+use crate::wire::listen::bind_unix;
 use crate::wire::pace;
 
 pub use self::backed::Backed;
@@ -50,6 +55,10 @@ pub use crate::state::pipe::PipeId;
 const EVENTS_MAX: usize = 64;
 /// How many pipes wait to be accepted.
 const BACKLOG: usize = 128;
+/// How long nothing is accepted after the system had no descriptor for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long closing a pipe may take its thread.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 /// One end of a pipe. Reading and writing wait; clones are the same end.
 ///
@@ -62,7 +71,7 @@ const BACKLOG: usize = 128;
 ///
 /// let rt = Rt::real();
 /// let listener = PipeListener::bind(&rt, "127.0.0.1:0")?;
-/// let mut near = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "demo")?;
+/// let mut near = Pipe::connect(&rt, listener.url(), "demo")?;
 /// let mut far = listener.accept()?.pipe;
 /// near.write_all(b"hello")?;
 /// near.reconnect_now(); // as if the network had been lost
@@ -168,7 +177,8 @@ impl Pipe {
         self.handles.open.reconnect_now();
     }
 
-    /// Ends this direction after what was written; the other one goes on.
+    /// Ends this direction after what was written; the other one goes on. Whoever waits in a write of any clone
+    /// gets an error that [`ended_with`] knows.
     ///
     /// # Errors
     /// When the pipe is over already.
@@ -179,6 +189,36 @@ impl Pipe {
                 self.handles.duct.finish();
                 Ok(())
             }
+        }
+    }
+
+    /// Ends it for both sides at once: bytes that wait to leave are dropped, the other end is told (with the next
+    /// carrier, if there is none), and whoever waits in a read or a write of any clone gets an error that
+    /// [`ended_with`] knows. A pipe that is over stays as it ended.
+    ///
+    /// ```
+    /// use std::io::Read;
+    /// use towpath::client::pipe::{Pipe, PipeListener, ended_with};
+    /// use towpath::state::pipe::Ending;
+    ///
+    /// let rt = towpath::Rt::real();
+    /// let listener = PipeListener::bind(&rt, "127.0.0.1:0")?;
+    /// let near = Pipe::connect(&rt, listener.url(), "demo")?;
+    /// let mut far = listener.accept()?.pipe;
+    /// let mut clone = near.clone();
+    /// let reader = std::thread::spawn(move || clone.read(&mut [0]));
+    /// near.close();
+    /// let error = reader.join().expect("no panic").expect_err("nothing will come");
+    /// assert_eq!(ended_with(&error).map(|end| end.code), Some(Ending::Killed));
+    /// let error = far.read(&mut [0]).expect_err("nor here");
+    /// assert_eq!(ended_with(&error).map(|end| end.code), Some(Ending::Killed));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn close(&self) {
+        self.handles.open.close();
+        let until = self.handles.duct.until(Some(CLOSE_WAIT));
+        if self.handles.duct.wait_over(until).is_none() {
+            log::debug!("pipes: a pipe that was closed is not over yet");
         }
     }
 
@@ -283,17 +323,24 @@ pub struct Incoming {
     pub peer: CarrierPeer,
 }
 
-/// Accepts pipes over plain TCP: for one machine, and for networks that are trusted. A daemon accepts
-/// them behind HTTP.
+/// Accepts pipes over plain TCP and over Unix-domain sockets: for one machine, and for networks that are trusted. A
+/// daemon accepts them behind HTTP.
 ///
 /// ```
-/// let listener = towpath::PipeListener::bind(&towpath::Rt::real(), "127.0.0.1:0")?;
-/// assert_ne!(listener.address().port(), 0);
+/// let rt = towpath::Rt::real();
+/// let listener = towpath::PipeListener::bind(&rt, "127.0.0.1:0")?;
+/// assert_ne!(listener.address().map(|address| address.port()), Some(0));
+///
+/// let path = std::env::temp_dir().join(format!("towpath-example-{}", std::process::id()));
+/// let listener = towpath::PipeListener::bind(&rt, &format!("unix:{}", path.display()))?;
+/// let _near = towpath::Pipe::connect(&rt, listener.url(), "demo")?;
+/// assert_eq!(listener.accept()?.target, "demo");
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct PipeListener {
     accepted: rt::Receiver<Accepted>,
-    address: SocketAddr,
+    url: String,
+    address: Option<SocketAddr>,
     // In this order: no new connections, then no new pipes.
     _accepting: Accepting,
     pipes: Pipes,
@@ -301,23 +348,83 @@ pub struct PipeListener {
 
 struct Accepting {
     cancel: Cancel,
+    door: Arc<Door>,
     thread: Option<Thread<()>>,
-    address: SocketAddr,
 }
 
 impl Drop for Accepting {
     fn drop(&mut self) {
         self.cancel.cancel();
-        // `accept` has no deadline: a connection from ourselves wakes it.
-        if let Err(error) = std::net::TcpStream::connect(self.address) {
+        // `accept` has no deadline: this ends it, and takes no descriptor, of which there may be none.
+        if let Err(error) = self.door.shut() {
             log::debug!("pipes: waking a listener: {error}");
         }
         self.thread.take();
     }
 }
 
+/// Where connections come in.
+enum Door {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+impl Door {
+    fn open(address: &str) -> io::Result<Door> {
+        match address.strip_prefix("unix:") {
+            Some(path) => Ok(Door::Unix(bind_unix(path.as_ref())?, path.into())),
+            None => pace::listen(address).map(Door::Tcp),
+        }
+    }
+
+    /// Where it is; an address, if it has one.
+    fn place(&self) -> io::Result<(String, Option<SocketAddr>)> {
+        Ok(match self {
+            Door::Tcp(listener) => {
+                let address = listener.local_addr()?;
+                (format!("tcp://{address}"), Some(address))
+            }
+            Door::Unix(_, path) => (format!("unix:{}", path.display()), None),
+        })
+    }
+
+    fn accept(&self) -> io::Result<(Socket, CarrierPeer)> {
+        let (socket, ip) = match self {
+            Door::Tcp(listener) => {
+                let (stream, address) = listener.accept()?;
+                (Socket::tcp(stream), Some(address.ip()))
+            }
+            Door::Unix(listener, _) => (Socket::unix(listener.accept()?.0), None),
+        };
+        let confidential = ip.is_none_or(|ip| ip.to_canonical().is_loopback());
+        let socket = socket.map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error))?;
+        Ok((socket, CarrierPeer { ip, confidential, ..CarrierPeer::default() }))
+    }
+
+    /// Ends an `accept` that waits, and every later one.
+    fn shut(&self) -> io::Result<()> {
+        match self {
+            Door::Tcp(listener) => SockRef::from(listener),
+            Door::Unix(listener, _) => SockRef::from(listener),
+        }
+        .shutdown(Shutdown::Both)
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if let Door::Unix(_, path) = &*self
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            // Somebody else removed it: it was to go.
+            log::debug!("pipes: removing {}: {error}", path.display());
+        }
+    }
+}
+
 impl PipeListener {
-    /// Listens at an address of this machine, where secrets do not leave it.
+    /// Listens at `host:port` of this machine, where secrets do not leave it, or at `unix:/path`. The file of a
+    /// listener that is gone is replaced; this one's goes when it is dropped.
     ///
     /// # Errors
     /// When the address is taken or is none.
@@ -335,8 +442,8 @@ impl PipeListener {
         settings: Settings,
         token: Option<String>,
     ) -> io::Result<PipeListener> {
-        let listener = pace::listen(address)?;
-        let address = listener.local_addr()?;
+        let door = Arc::new(Door::open(address)?);
+        let (url, address) = door.place()?;
         let (accept, accepted) = rt.channel("pipe-accept", BACKLOG);
         let gate = move |given: Option<&str>, _: &CarrierPeer| match (&token, given) {
             (None, _) => Ok(Arc::from("anybody")),
@@ -346,15 +453,21 @@ impl PipeListener {
         let server = Server { mode: Mode::Listen(accept), gate: Arc::new(gate), ..Server::none() };
         let pipes = Pipes::start(rt, settings, server).map_err(io::Error::other)?;
         let cancel = rt.cancel_token();
-        let (handle, cancelled) = (pipes.handle(), cancel.clone());
-        let thread = rt.spawn("pipe-listener", move || accept_all(&listener, &handle, &cancelled));
-        let thread = thread.map_err(io::Error::other)?;
-        let accepting = Accepting { cancel, thread: Some(thread), address };
-        Ok(PipeListener { accepted, address, _accepting: accepting, pipes })
+        let mut accepting = Accepting { cancel: cancel.clone(), door: door.clone(), thread: None };
+        let (accept, handle) = (move || door.accept(), pipes.handle());
+        let clock = rt.clone();
+        let thread = rt.spawn("pipe-listener", move || accept_all(&clock, accept, &handle, &cancel));
+        accepting.thread = Some(thread.map_err(io::Error::other)?);
+        Ok(PipeListener { accepted, url, address, _accepting: accepting, pipes })
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
+    /// Where it listens, as [`Pipe::connect`] takes it: `tcp://host:port` or `unix:/path`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The address it listens at, if it is one of TCP.
+    pub fn address(&self) -> Option<SocketAddr> {
         self.address
     }
 
@@ -393,34 +506,43 @@ fn same(one: &str, other: &str) -> bool {
     one.as_bytes().ct_eq(other.as_bytes()).into()
 }
 
-fn accept_all(listener: &TcpListener, pipes: &PipesHandle, cancelled: &Cancel) {
+/// Gives whoever comes to the pipes, until it is cancelled.
+fn accept_all(
+    rt: &Rt,
+    mut accept: impl FnMut() -> io::Result<(Socket, CarrierPeer)>,
+    pipes: &PipesHandle,
+    cancelled: &Cancel,
+) {
+    let mut is_paused = false;
     loop {
-        let (stream, address) = match listener.accept() {
-            Ok(accepted) => accepted,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                // No descriptors, or a peer that left again: neither is a reason to stop listening.
-                log::warn!("pipes: accepting a connection: {error}");
-                if cancelled.is_cancelled() {
-                    return;
-                }
-                continue;
-            }
-        };
+        // Woken by a connection, or by whoever shuts the listener down.
+        let accepted = accept();
         if cancelled.is_cancelled() {
             return;
         }
-        let ip = address.ip();
-        let peer = CarrierPeer {
-            ip: Some(ip),
-            confidential: ip.to_canonical().is_loopback(),
-            ..CarrierPeer::default()
-        };
-        match Socket::tcp(stream) {
-            Ok(socket) => pipes.carrier(Carrier::raw(socket, None, Vec::new()), peer),
-            Err(error) => log::debug!("pipes: a connection that broke at once: {error}"),
+        match accepted {
+            Ok((socket, peer)) => {
+                is_paused = false;
+                pipes.carrier(Carrier::raw(socket, None, Vec::new()), peer);
+            }
+            // It left again before it was accepted.
+            Err(error) if left(&error) => log::debug!("pipes: a connection that broke at once: {error}"),
+            Err(error) => {
+                // No descriptors: asking at once would ask for ever. Those who come wait in the kernel's queue.
+                if !std::mem::replace(&mut is_paused, true) {
+                    log::warn!("pipes: cannot accept a connection, and waits: {error}");
+                }
+                let (goes, gone) = rt.channel::<()>("pipe-pause", 1);
+                // Cut short by its other end, which goes when it is cancelled.
+                let _guard = cancelled.on_cancel(move || drop(goes));
+                let _ = gone.recv_deadline(rt.now() + ACCEPT_PAUSE);
+            }
         }
     }
+}
+
+fn left(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
 }
 
 /// A dialer that brings a token, for listeners that want one.

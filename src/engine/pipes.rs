@@ -346,6 +346,9 @@ pub(crate) enum Order {
     CutSerial {
         serial: u64,
     },
+    Close {
+        serial: u64,
+    },
     /// Dial now, whatever the timers say.
     Redial,
     /// The process will go within this time: tell the peers, begin nothing new.
@@ -554,7 +557,7 @@ pub struct Pipes {
 ///
 /// let rt = Rt::real();
 /// let listener = PipeListener::bind(&rt, "127.0.0.1:0")?;
-/// let _near = Pipe::connect(&rt, &format!("tcp://{}", listener.address()), "demo")?;
+/// let _near = Pipe::connect(&rt, listener.url(), "demo")?;
 /// let _far = listener.accept()?.pipe;
 /// let (tell, told) = mpsc::channel();
 /// listener.pipes().list(move |pipes| drop(tell.send(pipes.len())));
@@ -803,6 +806,11 @@ impl OpenPipe {
     /// Lets go of the carrier; the pipe dials another one.
     pub fn reconnect_now(&self) {
         self.port.send(Order::CutSerial { serial: self.serial });
+    }
+
+    /// Ends it for both sides, whatever waits.
+    pub(crate) fn close(&self) {
+        self.port.send(Order::Close { serial: self.serial });
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use mio::{Interest, Token};
@@ -30,7 +31,7 @@ pub struct Listener {
 #[derive(Debug)]
 enum Listening {
     Tcp(std::net::TcpListener),
-    Unix(std::os::unix::net::UnixListener, PathBuf),
+    Unix(UnixListener, PathBuf),
 }
 
 /// Where a listener listens.
@@ -68,7 +69,10 @@ impl Listener {
     pub fn bind_with(address: &str, share: bool) -> Result<Listener> {
         let said = |error: io::Error| Error::from(error).while_(format_args!("listening on {address}"));
         let socket = match address.strip_prefix("unix:") {
-            Some(path) => bind_unix(Path::new(path)).map_err(said)?,
+            Some(path) => {
+                let path = Path::new(path);
+                Listening::Unix(bind_unix(path).map_err(said)?, path.to_owned())
+            }
             None => bind_tcp(address, share).map_err(said)?,
         };
         Ok(Listener { socket, tls: None })
@@ -82,7 +86,7 @@ impl Listener {
 
     /// The same for a Unix-domain socket; its file is left where it is.
     #[must_use]
-    pub fn from_unix(socket: std::os::unix::net::UnixListener) -> Listener {
+    pub fn from_unix(socket: UnixListener) -> Listener {
         Listener { socket: Listening::Unix(socket, Path::new("").to_owned()), tls: None }
     }
 
@@ -156,12 +160,12 @@ fn bind_one(address: SocketAddr, share: bool) -> io::Result<std::net::TcpListene
 }
 
 /// A socket file that is left over from a process that is gone is replaced; one that answers is not.
-fn bind_unix(path: &Path) -> io::Result<Listening> {
+pub(crate) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
     if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
         std::fs::remove_file(path)?;
     }
-    Ok(Listening::Unix(std::os::unix::net::UnixListener::bind(path)?, path.to_owned()))
+    UnixListener::bind(path)
 }
 
 /// A listener on its I/O thread.

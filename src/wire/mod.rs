@@ -25,7 +25,7 @@ mod laps;
 pub mod limits;
 pub mod link;
 pub(crate) mod links;
-mod listen;
+pub(crate) mod listen;
 pub(crate) mod order;
 pub(crate) mod pace;
 mod pass;

@@ -67,7 +67,12 @@ fn fault_a_storm_of_cuts_loses_and_doubles_nothing() {
     };
     let rt = Rt::real();
     let listener = PipeListener::bind(&rt, "127.0.0.1:0").expect("a free port");
-    let flaky = Flaky::start("127.0.0.1:0", &listener.address().to_string(), 1, Weather::default());
+    let flaky = Flaky::start(
+        "127.0.0.1:0",
+        &listener.address().expect("over TCP").to_string(),
+        1,
+        Weather::default(),
+    );
     let flaky = flaky.expect("a free port");
     let pipes = Pipes::start(&rt, Settings::default(), Server::none()).expect("threads");
     let dialer = Arc::new(Plain::Tcp("127.0.0.1".into(), flaky.address().port()));

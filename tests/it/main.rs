@@ -57,9 +57,11 @@ mod namespaces;
 mod own_links;
 #[cfg(feature = "postgres")]
 mod own_relays;
+mod pipe_cuts;
 mod pipe_handshakes;
 mod pipe_limits;
 mod pipe_paths;
+mod pipe_trust;
 mod pipe_wire;
 mod pipes;
 mod ports;

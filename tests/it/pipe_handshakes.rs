@@ -72,7 +72,7 @@ fn frames(mut from: &TcpStream, mut to: &TcpStream, cut: Option<u8>) -> io::Resu
 fn a_replacement_loses(kind: u8) {
     let rt = Rt::real();
     let listener = PipeListener::bind(&rt, "127.0.0.1:0").expect("a port");
-    let cutter = Cutter::before(listener.address(), 1, kind);
+    let cutter = Cutter::before(listener.address().expect("over TCP"), 1, kind);
     let near = Pipes::start(&rt, Settings::default(), Server::none()).expect("threads");
     let dialer = Arc::new(Plain::Tcp(cutter.address.ip().to_string(), cutter.address.port()));
     let carrier_age = Some(Duration::from_millis(200));

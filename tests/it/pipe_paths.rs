@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
@@ -14,7 +15,7 @@ use crate::flaky::{Fault, Flaky, Weather};
 use crate::process::{Daemon, PATIENCE, program, run, told, towpath};
 
 /// A running `towpath connect` to an echo.
-struct Connect {
+pub(crate) struct Connect {
     child: Killed,
     stdin: Option<ChildStdin>,
     stdout: ChildStdout,
@@ -22,7 +23,7 @@ struct Connect {
 }
 
 impl Connect {
-    fn start(command: &mut Command) -> Connect {
+    pub(crate) fn start(command: &mut Command) -> Connect {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
         let (tell, said) = sync_channel(10_000);
@@ -32,7 +33,7 @@ impl Connect {
         Connect { child: Killed(child), stdin, stdout, said }
     }
 
-    fn ask(&mut self, text: &str) {
+    pub(crate) fn ask(&mut self, text: &str) {
         self.stdin.as_mut().expect("open").write_all(text.as_bytes()).expect("it reads");
         let mut got = vec![0; text.len()];
         self.stdout.read_exact(&mut got).expect("it comes back");
@@ -58,7 +59,7 @@ impl Connect {
     }
 
     /// Ends its input, and gives the exit code and whatever it said that nobody has read.
-    fn end(mut self) -> (i32, String) {
+    pub(crate) fn end(mut self) -> (i32, String) {
         self.stdin = None;
         let mut rest = Vec::new();
         self.stdout.read_to_end(&mut rest).expect("it ends");
@@ -431,6 +432,34 @@ fn standard_input_may_end_before_standard_output() {
     child.stdin.take().expect("piped").write_all(b"\x00\xff\r\n4321").expect("it reads");
     let output = child.wait_with_output().expect("it ends");
     assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"1234\n\r\xff\x00"[..]));
+}
+
+#[test]
+fn a_unix_socket_is_a_target_like_any_other() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("echo");
+    let listener = UnixListener::bind(&path).expect("a path of its own");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.expect("a connection");
+            // Whoever breaks off is broken off.
+            thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
+        }
+    });
+    let target = format!("unix:{}", path.display());
+    let other = format!("unix:{}", folder.path().join("other").display());
+    let daemon = Daemon::start(&["--allow", &target]);
+    let flaky = Flaky::start("127.0.0.1:0", daemon.address(), 1, Weather::default()).expect("a free port");
+    let url = format!("http://{}", flaky.address());
+    let mut connect = Connect::start(&mut towpath(&["connect", &url, &target]));
+    connect.ask("before");
+    flaky.strike(Fault::Reset);
+    connect.ask("after");
+    connect.wait_for("replayed");
+    assert_eq!(connect.end(), (0, String::new()));
+    let (exit, said) = told(&run(&["connect", &url, &other]));
+    assert_eq!(exit, 4, "{said}");
+    assert!(said.contains("not_allowed"), "{said}");
 }
 
 #[test]

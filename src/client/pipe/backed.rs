@@ -51,7 +51,7 @@ use std::time::Duration;
 use super::State;
 use crate::codec::pipe::outbox::Outbox;
 use crate::codec::pipe::{Decoder, Piece};
-use crate::engine::pipes::duct::ended;
+use crate::engine::pipes::duct::{ended, shut_down};
 use crate::rt::{Lock, Moment, Rt, Sender, Thread};
 use crate::state::backoff::{Backoff, Budget, Next, Policy};
 use crate::state::pipe::{self as machine, End, Ending};
@@ -540,8 +540,7 @@ impl Backed {
                 return Look::Go(Err(ended(end)));
             }
             if core.pipe.is_finished() {
-                let error = io::Error::new(io::ErrorKind::BrokenPipe, "this direction was shut down");
-                return Look::Go(Err(error));
+                return Look::Go(Err(shut_down()));
             }
             match core.pipe.write(bytes, &mut core.pool) {
                 0 if !bytes.is_empty() => wait_or_time_out(now, until, "no room in the pipe"),

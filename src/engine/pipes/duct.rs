@@ -372,9 +372,14 @@ impl Duct {
         Some(Ok(count))
     }
 
-    /// Ends this side's direction.
+    /// Ends this side's direction. Whoever waits for room hears that there will be none.
     pub(crate) fn finish(&self) {
-        self.queues.lock().up_ended = true;
+        let waiting = {
+            let mut queues = self.queues.lock();
+            queues.up_ended = true;
+            std::mem::take(&mut queues.waiting)
+        };
+        wake(waiting);
         self.poke();
     }
 
@@ -390,6 +395,13 @@ impl Duct {
 
     pub(crate) fn state(&self) -> State {
         self.queues.lock().state.clone()
+    }
+
+    /// How many wait for something to change here.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        let queues = self.queues.lock();
+        queues.waiting.len() + queues.readers.len()
     }
 
     /// Waits until the pipe is connected. An error when it is over, or when `until` has come.
@@ -517,7 +529,7 @@ impl Queues {
             return Some(Err(ended(end)));
         }
         if self.up_ended {
-            return Some(Err(io::Error::new(io::ErrorKind::BrokenPipe, "this direction was shut down")));
+            return Some(Err(shut_down()));
         }
         let room = usize::try_from(self.up.room()).unwrap_or(usize::MAX);
         (room > 0 && self.held.is_none()).then_some(Ok(room))
@@ -547,6 +559,11 @@ fn wake(waiting: Waiting) {
             Call::Lookout(lookout) => lookout.call(),
         }
     }
+}
+
+/// What a write is told after this side has ended its direction.
+pub(crate) fn shut_down() -> io::Error {
+    ended(&End::new(Ending::Eof, "this direction was shut down"))
 }
 
 fn timed_out(what: &'static str) -> io::Error {

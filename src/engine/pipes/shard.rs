@@ -563,6 +563,16 @@ impl Shard {
                     self.again.push(slot);
                 }
             }
+            Order::Close { serial } => {
+                if let Some(slot) = self.serials.get(&serial).copied()
+                    && let Slot::Live(live) = &mut self.slots[slot]
+                    // Both ends have everything already: that was a good end.
+                    && !live.pipe.is_done()
+                {
+                    live.pipe.abort(End::new(Ending::Killed, "it was closed"), &mut self.pool);
+                    self.again.push(slot);
+                }
+            }
             Order::Drain { deadline } => self.drain(now, deadline),
             Order::Stop => unreachable!("taken out before"),
         }

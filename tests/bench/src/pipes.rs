@@ -187,7 +187,7 @@ pub(crate) fn run(bench: &mut Bench) {
     };
     let settings = Settings { limits, ..Settings::default() };
     let listener = PipeListener::bind_with(&rt, "127.0.0.1:0", settings, None).expect("a port");
-    let url = format!("tcp://{}", listener.address());
+    let url = listener.url().to_owned();
     // First: what a pipe holds is seen only before large pieces have left their memory behind.
     weigh_detached(bench, &listener);
     crowd(bench, &rt, &listener);
@@ -270,7 +270,8 @@ fn far(bench: &mut Bench, rt: &Rt, listener: &PipeListener) {
         return;
     }
     let weather = Weather { delay: FAR / 2, ..Weather::default() };
-    let way = Flaky::start("127.0.0.1:0", &listener.address().to_string(), 1, weather).expect("a port");
+    let to = listener.address().expect("over TCP").to_string();
+    let way = Flaky::start("127.0.0.1:0", &to, 1, weather).expect("a port");
     let near = Pipe::connect(rt, &format!("tcp://{}", way.address()), "far").expect("it listens");
     let end = listener.accept().expect("it was opened").pipe;
     let window = Settings::default().window as f64;
@@ -349,7 +350,8 @@ fn crowd(bench: &mut Bench, rt: &Rt, listener: &PipeListener) {
         return;
     }
     let dialing = Pipes::start(rt, Settings::default(), Server::none()).expect("threads");
-    let dialer = Arc::new(Plain::Tcp(listener.address().ip().to_string(), listener.address().port()));
+    let address = listener.address().expect("over TCP");
+    let dialer = Arc::new(Plain::Tcp(address.ip().to_string(), address.port()));
     let before = resident();
     let both: Vec<(Pipe, Pipe)> = (0..CROWD)
         .map(|_| {
