@@ -5,14 +5,19 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use towpath::client::pipe::{Pipe, PipeListener};
 use towpath::engine::pipes::dial::Plain;
 use towpath::engine::pipes::{Pipes, Plan, Server, Settings};
 use towpath::rt::Rt;
+use towpath::state::pipe::hello::Asked;
+use towpath::state::pipe::proof::Stand;
+use towpath::state::pipe::{Control, Ending};
 
 use crate::cli_pipe::text;
+use crate::pipe_limits::wait_until;
+use crate::pipe_wire::{Frame, Raw, stand};
 use crate::process::PATIENCE;
 
 const PROOF: u8 = 0x12;
@@ -110,4 +115,68 @@ fn a_replacement_whose_welcome_is_lost_begins_afresh_and_loses_nothing() {
 #[test]
 fn a_replacement_whose_proof_is_lost_begins_afresh_and_loses_nothing() {
     a_replacement_loses(PROOF);
+}
+
+fn listens(grace: Duration) -> (PipeListener, SocketAddr) {
+    let settings = Settings { grace: Some(grace), ..Settings::default() };
+    let listener = PipeListener::bind_with(&Rt::real(), "127.0.0.1:0", settings, None).expect("a port");
+    let address = listener.address().expect("over TCP");
+    (listener, address)
+}
+
+fn count(listener: &PipeListener) -> usize {
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    listener.pipes().list(move |infos| tell.send(infos.len()).expect("somebody waits"));
+    told.recv().expect("a list")
+}
+
+#[test]
+fn who_comes_too_late_for_the_goodbye_hears_that_all_ended_well() {
+    let (listener, address) = listens(Duration::from_millis(300));
+    let (mut raw, known) = Raw::open(address, None);
+    let theirs = listener.accept().expect("it was opened").pipe;
+    theirs.shutdown().expect("open");
+    while !matches!(raw.next().expect("frames"), Frame::Control(Control::Fin { off: 0 })) {}
+    raw.control(&Control::Fin { off: 0 });
+    raw.control(&Control::Ack { recv: 1, limit: 1 << 20 });
+    while !matches!(raw.next().expect("frames"), Frame::Control(Control::Ack { recv: 1, .. })) {}
+    // Both directions are over and both know it. What is lost is the last word.
+    drop(raw);
+    wait_until("it is gone", || count(&listener) == 0);
+    let stand = Stand { recv: 1, fin: true, limit: 1 << 20 };
+    let (_raw, answer) = Raw::resume(address, &known, 2, stand);
+    let refuse = answer.expect_err("there is nothing to come back to");
+    assert_eq!((refuse.end.code, refuse.retriable), (Ending::Eof, false));
+}
+
+#[test]
+fn a_grace_that_ends_in_the_middle_of_a_handshake_is_told_as_that() {
+    let (listener, address) = listens(Duration::from_millis(300));
+    let (mut raw, known) = Raw::open(address, None);
+    raw.control(&Control::Ping { token: 1 });
+    while !matches!(raw.next().expect("frames"), Frame::Control(Control::Pong { .. })) {}
+    drop(raw);
+    let (mut late, mut asking, proof) = Raw::prove(address, &known, 2, stand(0), None);
+    wait_until("it is gone", || count(&listener) == 0);
+    late.greet(&proof);
+    let Ok(Asked::Refused(refuse)) = asking.step(late.greeting()) else { panic!("it is over") };
+    assert_eq!(refuse.end.code, Ending::GraceExpired);
+}
+
+#[test]
+fn a_client_that_shows_nothing_behind_its_welcome_has_no_pipe_for_long() {
+    let (listener, address) = listens(Duration::from_secs(24 * 60 * 60));
+    let (raw, _) = Raw::open(address, None);
+    let (mut shows, _) = Raw::open(address, None);
+    shows.control(&Control::Ping { token: 1 });
+    while !matches!(shows.next().expect("frames"), Frame::Control(Control::Pong { .. })) {}
+    assert_eq!(count(&listener), 2);
+    // Thirty seconds by the book: what is shown takes that long.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while count(&listener) == 2 {
+        assert!(Instant::now() < deadline, "it is still there");
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(count(&listener), 1, "and the other one stays");
+    drop((raw, shows));
 }

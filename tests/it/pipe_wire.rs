@@ -20,21 +20,21 @@ use crate::cli_token::made;
 use crate::process::{Daemon, PATIENCE};
 
 /// A connection on which everything is said by hand.
-struct Raw {
+pub(crate) struct Raw {
     stream: TcpStream,
     decoder: Decoder,
     frames: std::collections::VecDeque<Frame>,
 }
 
 #[derive(Debug)]
-enum Frame {
+pub(crate) enum Frame {
     Data(u64, Vec<u8>),
     Control(Control),
     Greeting(Greeting),
 }
 
 impl Raw {
-    fn dial(address: SocketAddr) -> Raw {
+    pub(crate) fn dial(address: SocketAddr) -> Raw {
         let stream = TcpStream::connect(address).expect("it listens");
         stream.set_nodelay(true).expect("a socket option");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
@@ -67,13 +67,13 @@ impl Raw {
         }
     }
 
-    fn greet(&mut self, greeting: &Greeting) {
+    pub(crate) fn greet(&mut self, greeting: &Greeting) {
         let mut bytes = Vec::new();
         encode_greeting(greeting, &mut bytes);
         self.bytes(&bytes);
     }
 
-    fn control(&mut self, control: &Control) {
+    pub(crate) fn control(&mut self, control: &Control) {
         let mut bytes = Vec::new();
         encode_control(control, &mut bytes);
         self.bytes(&bytes);
@@ -84,7 +84,7 @@ impl Raw {
     }
 
     /// The next frame; nothing when the connection has ended.
-    fn next(&mut self) -> Option<Frame> {
+    pub(crate) fn next(&mut self) -> Option<Frame> {
         let mut buffer = [0; 65_536];
         while self.frames.is_empty() {
             let count = match self.stream.read(&mut buffer) {
@@ -105,7 +105,7 @@ impl Raw {
         self.frames.pop_front()
     }
 
-    fn greeting(&mut self) -> Greeting {
+    pub(crate) fn greeting(&mut self) -> Greeting {
         match self.next() {
             Some(Frame::Greeting(greeting)) => greeting,
             other => panic!("expected a greeting, {other:?} came"),
@@ -124,7 +124,7 @@ impl Raw {
     }
 
     /// Opens a pipe, and gives what resumes it.
-    fn open(address: SocketAddr, token: Option<&str>) -> (Raw, Known) {
+    pub(crate) fn open(address: SocketAddr, token: Option<&str>) -> (Raw, Known) {
         Raw::dial(address).open_to("anything", token)
     }
 
@@ -142,7 +142,7 @@ impl Raw {
     }
 
     /// Up to the challenge; gives the proof that would take the pipe over.
-    fn prove(
+    pub(crate) fn prove(
         address: SocketAddr,
         known: &Known,
         epoch: u64,
@@ -169,7 +169,12 @@ impl Raw {
     }
 
     /// The whole of it.
-    fn resume(address: SocketAddr, known: &Known, epoch: u64, stand: Stand) -> (Raw, Result<Stand, Refuse>) {
+    pub(crate) fn resume(
+        address: SocketAddr,
+        known: &Known,
+        epoch: u64,
+        stand: Stand,
+    ) -> (Raw, Result<Stand, Refuse>) {
         let (mut raw, mut asking, proof) = Raw::prove(address, known, epoch, stand, None);
         raw.greet(&proof);
         let answer = match asking.step(raw.greeting()).expect("an honest server") {
@@ -195,7 +200,7 @@ fn alone(name: &str) -> bool {
     false
 }
 
-fn stand(recv: u64) -> Stand {
+pub(crate) fn stand(recv: u64) -> Stand {
     Stand { recv, fin: false, limit: 1 << 20 }
 }
 

@@ -295,10 +295,11 @@ fn weigh_detached(bench: &mut Bench, listener: &PipeListener) {
     if !bench.wants(case.name) {
         return;
     }
+    let at = listener.address().expect("over TCP");
     let before = resident();
     let held: Vec<Pipe> = (0..CROWD)
         .map(|_| {
-            let mut stream = TcpStream::connect(listener.address()).expect("it listens");
+            let mut stream = TcpStream::connect(at).expect("it listens");
             let want = Want::New { target: "detached".into(), limit: 1 << 20 };
             let (_, hello) = Asking::begin([7; 16], 1, &want, None);
             let mut bytes = Vec::new();
@@ -372,9 +373,8 @@ fn crowd(bench: &mut Bench, rt: &Rt, listener: &PipeListener) {
     if bench.wants(beside.name) {
         let apart = PipeListener::bind(rt, "127.0.0.1:0").expect("a port");
         let open = |listener: &PipeListener| {
-            let url = format!("tcp://{}", listener.address());
             (
-                Pipe::connect(rt, &url, "echo").expect("it listens"),
+                Pipe::connect(rt, listener.url(), "echo").expect("it listens"),
                 listener.accept().expect("it was opened").pipe,
             )
         };
