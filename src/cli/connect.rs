@@ -3,19 +3,17 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::{Exit, Failure, Remote};
+use super::way::Way;
+use super::{Exit, Failure};
 use crate::engine::pipes::carrier::Socket;
-use crate::engine::pipes::http::{HttpDialer, Proxy, Transport};
-use crate::engine::pipes::{Event, Pipes, PipesHandle, Plan, Server, Settings};
+use crate::engine::pipes::{Event, Pipes, PipesHandle, Server, Settings};
 use crate::rt::{Receiver, RecvTimeoutError, Rt, Sender};
-use crate::state::pipe::{End, Ending, Liveness};
-use crate::wire::ClientTls;
+use crate::state::pipe::{End, Ending};
 
 /// Carry standard input and output over a pipe that survives broken connections
 #[derive(Debug, Args)]
@@ -38,117 +36,6 @@ pub(super) struct Connect {
     target: String,
     #[command(flatten)]
     way: Way,
-}
-
-/// How a client's pipe gets to its daemon.
-#[derive(Clone, Debug, Args)]
-pub(super) struct Way {
-    /// A file whose first line is a token (or put the token into TOWPATH_TOKEN)
-    #[arg(long, env = "TOWPATH_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// How frames travel: the upgrade is fastest, a WebSocket passes more proxies
-    #[arg(long, value_enum, default_value = "auto")]
-    transport: Carriage,
-    /// Go through `http://[user:password@]host:port` or `socks5://…` (or set HTTPS_PROXY)
-    #[arg(long, value_name = "PROXY")]
-    proxy: Option<String>,
-    /// Trust the certificates in this PEM file instead of the system's
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
-    /// Notice a dead connection within 5 seconds instead of 25, for more traffic when idle
-    #[arg(long)]
-    fast: bool,
-    /// Give up sooner than the daemon would, when there is no connection for this many seconds
-    #[arg(long, value_name = "SECONDS")]
-    grace: Option<u64>,
-    /// How many seconds to try before the first connection
-    #[arg(long, value_name = "SECONDS", default_value = "30")]
-    connect_timeout: u64,
-    /// Replace a healthy connection at this age in seconds, before a balancer does; 0 never does
-    #[arg(long, value_name = "SECONDS", default_value = "1200")]
-    carrier_age: u64,
-    /// Say nothing about losses and recoveries
-    #[arg(long, short)]
-    quiet: bool,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Carriage {
-    /// The upgrade first, a WebSocket where that does not pass
-    Auto,
-    /// Only the upgrade
-    Upgrade,
-    /// Only a WebSocket
-    Websocket,
-}
-
-impl Way {
-    /// What dials `server`.
-    pub(super) fn dialer(&self, server: &str) -> Result<Arc<HttpDialer>, Failure> {
-        let remote = Remote { url: server.to_owned(), token_file: self.token_file.clone() };
-        let proxy = proxy_for(server, self.proxy.clone())?;
-        let trust = self.ca.as_deref().map(ClientTls::trusting).transpose()?;
-        let transport = match self.transport {
-            Carriage::Auto => Transport::Auto,
-            Carriage::Upgrade => Transport::Upgrade,
-            Carriage::Websocket => Transport::WebSocket,
-        };
-        Ok(Arc::new(HttpDialer::new(server, remote.token()?, transport, proxy, trust)?))
-    }
-
-    /// A pipe to `target`.
-    pub(super) fn plan(&self, dialer: &Arc<HttpDialer>, target: &str) -> Plan {
-        let mut plan = Plan::new(dialer.clone(), target);
-        plan.patience = Some(Duration::from_secs(self.connect_timeout));
-        plan.grace = self.grace.map(Duration::from_secs);
-        plan.carrier_age = (self.carrier_age > 0).then(|| Duration::from_secs(self.carrier_age));
-        if self.fast {
-            plan.liveness = Liveness::FAST;
-        }
-        plan
-    }
-
-    /// Tells a person what happens to a pipe, on standard error.
-    pub(super) fn tell(&self, name: &str, event: &Event) {
-        if self.quiet {
-            return;
-        }
-        let line = match event {
-            Event::Lost { why } => format!("{name}: link lost ({why}), reconnecting"),
-            Event::Trouble(end) => format!("{name}: still trying: {end}"),
-            // A healthy connection was replaced by a younger one: nobody noticed.
-            Event::Recovered { down_for: Duration::ZERO, .. } => return,
-            Event::Recovered { down_for, replayed } => {
-                let down = down_for.as_secs_f64();
-                format!("{name}: link lost {down:.1} s, replayed {}", in_bytes(*replayed))
-            }
-            Event::Connected { .. } | Event::Over(_) => return,
-        };
-        // Nobody reads standard error: then nobody wants to know.
-        let _ = writeln!(io::stderr(), "towpath: {line}");
-    }
-}
-
-/// The proxy on the way to `server`: the one that was named, or the environment's.
-pub(super) fn proxy_for(server: &str, named: Option<String>) -> Result<Option<Proxy>, Failure> {
-    let variable = if server.starts_with("https:") { "HTTPS_PROXY" } else { "HTTP_PROXY" };
-    let from_environment = || {
-        let lower = variable.to_ascii_lowercase();
-        std::env::var(variable).or_else(|_| std::env::var(lower)).ok().filter(|proxy| !proxy.is_empty())
-    };
-    // A proxy for the network is no way to this machine.
-    let is_local = ["://127.", "://localhost", "://[::1]"].iter().any(|local| server.contains(local));
-    let proxy = named.or_else(|| from_environment().filter(|_| !is_local));
-    let proxy = proxy.map(|text| Proxy::parse(&text)).transpose();
-    proxy.map_err(|why| Failure::new(Exit::Usage, "bad_proxy", why))
-}
-
-fn in_bytes(bytes: u64) -> String {
-    match bytes {
-        0..1_024 => format!("{bytes} B"),
-        1_024..1_048_576 => format!("{} KiB", bytes / 1_024),
-        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-    }
 }
 
 /// What a pipe's end is to the shell.
@@ -319,10 +206,5 @@ mod tests {
         ] {
             assert_eq!(exit(connected, code), expected, "{code} connected: {connected}");
         }
-    }
-
-    #[test]
-    fn bytes_read_as_people_say_them() {
-        assert_eq!([0, 1_023, 41 * 1_024, 3 << 20].map(in_bytes), ["0 B", "1023 B", "41 KiB", "3.0 MiB"]);
     }
 }

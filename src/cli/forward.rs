@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::connect::{Way, redial_on_hangup};
+use super::connect::redial_on_hangup;
+use super::way::Way;
 use super::{Exit, Failure, say};
 use crate::engine::pipes::carrier::Socket;
 use crate::engine::pipes::http::HttpDialer;

@@ -34,6 +34,7 @@ mod stream;
 mod token;
 mod top;
 mod version;
+mod way;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

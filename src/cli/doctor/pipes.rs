@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::connect::proxy_for;
+use super::super::way::proxy_for;
 use super::super::{Failure, Remote};
 use super::Finding;
 use crate::client::pipe::Pipe;
