@@ -4,15 +4,16 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
 
 use super::way::Way;
-use super::{Exit, Failure};
+use super::{Exit, Failure, signals};
 use crate::engine::pipes::carrier::Socket;
-use crate::engine::pipes::{Event, Pipes, PipesHandle, Server, Settings};
-use crate::rt::{Receiver, RecvTimeoutError, Rt, Sender};
+use crate::engine::pipes::{Event, Pipes, Server, Settings};
+use crate::rt::{Receiver, Rt, Sender};
 use crate::state::pipe::{End, Ending};
 
 /// Carry standard input and output over a pipe that survives broken connections
@@ -24,9 +25,10 @@ use crate::state::pipe::{End, Ending};
     Host *.work\n    \
       ProxyCommand towpath connect https://edge.example.com %h:%p\n    \
       ServerAliveInterval 0\n\n\
-    SIGHUP dials now: the network changed. One line on standard error tells of each loss and recovery.\n\n\
+    SIGHUP dials now: the network changed. SIGTERM and SIGINT end the pipe on both sides, a second one\n\
+    at once. One line on standard error tells of each loss and recovery.\n\n\
     Exit codes: 0 both directions ended, 3 not let in, 4 target refused or not allowed,\n\
-    5 the pipe was lost, 6 never connected, 7 protocol.")]
+    5 the pipe was lost, 6 never connected, 7 protocol, 128 and its number for a signal.")]
 pub(super) struct Connect {
     /// The daemon: `https://edge.example.com`
     #[arg(value_name = "URL")]
@@ -64,85 +66,97 @@ pub(super) fn verdict(connected: bool, end: &End) -> Result<(), Failure> {
     })
 }
 
-/// SIGHUP means: the network changed, dial now.
-pub(super) fn redial_on_hangup(rt: &Rt, pipes: &PipesHandle) -> Result<(), Failure> {
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGHUP])?;
-    let pipes = pipes.clone();
-    let thread = rt.spawn("signals", move || {
-        for _ in &mut signals {
-            pipes.redial();
-        }
-    })?;
-    // It waits for signals until the process ends.
-    thread.detach();
-    Ok(())
+/// How long what came before the end may still take to be written, where somebody takes it.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// What the main thread hears.
+enum Word {
+    /// The pipe is over.
+    Over { connected: bool, end: End },
+    /// Standard output has everything that came.
+    Written,
+    /// SIGTERM or SIGINT.
+    Stop(i32),
 }
+
+/// One of each, which is all there can be: whoever sends never waits, and nothing is ever left out.
+const WORDS_MAX: usize = 3;
 
 impl Connect {
     pub(super) fn run(self) -> Result<(), Failure> {
         let rt = Rt::real();
         let dialer = self.way.dialer(&self.server)?;
         let pipes = Pipes::start(&rt, Settings::default(), Server::none())?;
-        redial_on_hangup(&rt, &pipes.handle())?;
+        let (tell, told) = rt.channel("connect", WORDS_MAX);
+        let stop = say_into(&tell);
+        signals::listen(&rt, &pipes.handle(), move |signal| stop(Word::Stop(signal)))?;
         let (ours, theirs) = UnixStream::pair()?;
-        // Standard input and output cannot be polled; a thread for each carries them to a socket that can.
-        let (tell, told) = rt.channel("pipe-over", 1);
         let mut plan = self.way.plan(&dialer, &self.target);
         plan.events = {
-            let (way, target) = (self.way.clone(), self.target.clone());
-            let connected = std::sync::atomic::AtomicBool::new(false);
+            let (way, target, over) = (self.way.clone(), self.target.clone(), say_into(&tell));
+            let connected = AtomicBool::new(false);
             Arc::new(move |event| {
                 way.tell(&target, &event);
                 match event {
-                    Event::Connected { .. } => connected.store(true, std::sync::atomic::Ordering::Relaxed),
+                    Event::Connected { .. } => connected.store(true, Ordering::Relaxed),
                     Event::Over(end) => {
-                        over(&tell, connected.load(std::sync::atomic::Ordering::Relaxed), end)
+                        over(Word::Over { connected: connected.load(Ordering::Relaxed), end })
                     }
                     _ => {}
                 }
             })
         };
         pipes.handle().open_socket(plan, Socket::unix(theirs)?)?;
+        // Standard input and output cannot be polled; a thread for each carries them to a socket that can.
+        // Either may sit there for ever; the process does not wait for them.
         let input = ours.try_clone()?;
-        // It may sit in a read of standard input for ever; the process does not wait for it.
         rt.spawn("stdin", move || carry(io::stdin().lock(), &mut &input, true))?.detach();
-        let done = rt.channel("stdout-done", 1);
-        let output = rt.spawn("stdout", {
-            let done = done.0;
-            move || {
-                let carried = carry(&ours, &mut io::stdout().lock(), false);
-                // One message for a channel of one.
-                let _ = done.try_send(());
-                carried
-            }
-        })?;
-        finish(&rt, &told, &done.1, output)
+        let written = say_into(&tell);
+        rt.spawn("stdout", move || {
+            let carried = carry(&ours, &mut io::stdout().lock(), false);
+            written(Word::Written);
+            carried
+        })?
+        .detach();
+        let verdict = wait(&rt, &told);
+        signals::leave(&rt, pipes);
+        verdict
     }
 }
 
-fn over(tell: &Sender<(bool, End)>, connected: bool, end: End) {
-    // One end for a channel of one.
-    if tell.try_send((connected, end)).is_err() {
-        log::debug!("pipes: a pipe ended twice");
+/// A way to tell the main thread.
+fn say_into(tell: &Sender<Word>) -> impl Fn(Word) + Send + Sync + 'static {
+    let tell = tell.clone();
+    move |word| {
+        // Full: it was said before. Disconnected: the command is over.
+        let _ = tell.try_send(word);
     }
 }
 
-/// Waits for the pipe's end and for what it still brings.
-fn finish(
-    rt: &Rt,
-    told: &Receiver<(bool, End)>,
-    written: &Receiver<()>,
-    output: crate::rt::Thread<io::Result<()>>,
-) -> Result<(), Failure> {
+/// Waits for the pipe's end and for what it still brings, or for whoever wants it to end.
+fn wait(rt: &Rt, told: &Receiver<Word>) -> Result<(), Failure> {
+    let mut is_written = false;
     // Woken by the end of the pipe. A standard output that is gone shows as an end of the target's side.
-    let (connected, end) =
-        told.recv().map_err(|_| Failure::new(Exit::Failed, "internal", "the pipe's thread is gone"))?;
+    let (connected, end) = loop {
+        match told.recv() {
+            Ok(Word::Over { connected, end }) => break (connected, end),
+            Ok(Word::Written) => is_written = true,
+            Ok(Word::Stop(signal)) => return Err(stopped(signal)),
+            Err(_) => return Err(Failure::new(Exit::Failed, "internal", "the pipe's thread is gone")),
+        }
+    };
     // What came before the end still goes out, unless nobody takes it.
-    match written.recv_deadline(rt.now() + Duration::from_secs(30)) {
-        Ok(()) | Err(RecvTimeoutError::Disconnected) => drop(output),
-        Err(RecvTimeoutError::Timeout) => output.detach(),
+    if !is_written && let Ok(Word::Stop(signal)) = told.recv_deadline(rt.now() + LINGER) {
+        return Err(stopped(signal));
     }
     verdict(connected, &end)
+}
+
+/// Like a shell says it of a process that a signal ended: what was carried is not whole.
+fn stopped(signal: i32) -> Failure {
+    let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+    let exit = u8::try_from(128 + signal).expect("signals are small numbers");
+    Failure::new(Exit::Failed, "stopped", format!("ended by {name}")).exit_with(exit)
 }
 
 /// Copies until the end; then tells the other side that this direction is over.

@@ -29,6 +29,7 @@ mod remote;
 mod replicas;
 mod river;
 mod serve;
+mod signals;
 mod spool;
 mod stream;
 mod token;

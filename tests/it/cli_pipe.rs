@@ -2,7 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,68 @@ impl Drop for Killed {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+impl Killed {
+    /// Sends a signal by name, like `TERM`.
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success(), "it is there to be signalled");
+    }
+
+    /// What it exits with, by itself.
+    fn exit(&mut self) -> i32 {
+        let mut status = None;
+        until("it exits", || {
+            status = self.0.try_wait().expect("it can be waited for");
+            status.is_some()
+        });
+        status.and_then(|status| status.code()).expect("not by a signal")
+    }
+}
+
+/// Looks until it is so.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The daemon's pipes, as `towpath pipe ls` has them.
+fn listed(daemon: &Daemon) -> serde_json::Value {
+    let (exit, said) = told(&run(&["pipe", "ls", "--json", "--url", &daemon.url]));
+    assert_eq!(exit, 0, "{said}");
+    serde_json::from_str(&said).expect("JSON")
+}
+
+/// A target that greets with a byte and then only listens; it tells when a connection of its ended.
+fn listener() -> (SocketAddr, Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let (tell, told) = sync_channel(16);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, tell) = (stream.expect("a connection"), tell.clone());
+            thread::spawn(move || {
+                stream.write_all(b"!").expect("it is there");
+                // An end and a reset are both one.
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
+                let _ = tell.send(());
+            });
+        }
+    });
+    (address, told)
+}
+
+/// `towpath connect` to a [`listener`], through which its byte has come.
+fn connected(url: &str, target: SocketAddr, flags: &[&str]) -> Killed {
+    let mut command = towpath(&["connect", url, &target.to_string()]);
+    command.args(flags).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("towpath starts");
+    child.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("the target's greeting");
+    Killed(child)
 }
 
 /// `towpath forward` to a target, and where it listens.
@@ -121,6 +184,30 @@ fn connect_says_by_its_exit_code_why_there_is_no_pipe() {
         let (exit, said) = told(&run(arguments));
         assert_eq!(exit, expected, "{arguments:?}: {said}");
         assert!(said.contains(code), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn told_to_stop_they_end_their_pipes_on_both_sides() {
+    let (target, ended) = listener();
+    let daemon = Daemon::start(&["--allow", &target.to_string()]);
+    for signal in ["TERM", "INT"] {
+        let (mut running, address) = forward(&daemon.url, &target.to_string(), &[]);
+        let mut local = TcpStream::connect(address).expect("it listens");
+        local.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        local.read_exact(&mut [0]).expect("the target's greeting");
+        running.signal(signal);
+        assert_eq!(running.exit(), 0, "forward was told to stop, and did");
+        ended.recv_timeout(PATIENCE).expect("the target sees its connection end");
+        until("the daemon has no pipe", || listed(&daemon) == serde_json::json!([]));
+        assert!(TcpStream::connect(address).is_err(), "nobody accepts any more");
+
+        // Its standard input stays open, and a thread of it sits there.
+        let mut running = connected(&daemon.url, target, &[]);
+        running.signal(signal);
+        assert_eq!(running.exit(), if signal == "TERM" { 143 } else { 130 });
+        ended.recv_timeout(PATIENCE).expect("the target sees its connection end");
+        until("the daemon has no pipe", || listed(&daemon) == serde_json::json!([]));
     }
 }
 
@@ -248,12 +335,7 @@ fn pipes_are_listed_cut_and_killed_and_strangers_see_none() {
     stream.write_all(b"hi").expect("the pipe takes it");
     stream.read_exact(&mut got).expect("it comes back");
 
-    let list = || {
-        let (exit, said) = told(&run(&["pipe", "ls", "--json", "--url", &daemon.url]));
-        assert_eq!(exit, 0, "{said}");
-        serde_json::from_str::<serde_json::Value>(&said).expect("JSON")
-    };
-    let pipes = list();
+    let pipes = listed(&daemon);
     let id = pipes[0]["id"].as_str().expect("a pipe").to_owned();
     assert_eq!((pipes[0]["target"].as_str(), pipes[0]["state"].as_str()), (Some(&*target), Some("attached")));
     assert_eq!(
@@ -265,7 +347,7 @@ fn pipes_are_listed_cut_and_killed_and_strangers_see_none() {
     assert_eq!(exit, 0, "{said}");
     stream.write_all(b"hi").expect("the pipe takes it");
     stream.read_exact(&mut got).expect("it recovers");
-    let pipes = list();
+    let pipes = listed(&daemon);
     assert_eq!((&pipes[0]["resumes"], &pipes[0]["epoch"]), (&1.into(), &2.into()), "one dial for one cut");
     assert!(pipes[0]["round_trip_us"].as_u64().is_some(), "{pipes}");
 
