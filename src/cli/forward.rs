@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use clap::Args;
 use mio::unix::SourceFd;
@@ -74,6 +75,8 @@ impl Spec {
 struct Port {
     listener: TcpListener,
     target: String,
+    /// The system has no descriptor for another connection; that was said.
+    is_stuck: bool,
 }
 
 /// What a connection needs to become a pipe.
@@ -84,6 +87,9 @@ struct Opener {
     /// The command was told to stop: how its pipes end is no news.
     stopping: Arc<AtomicBool>,
 }
+
+/// How long nobody is accepted after the system had no descriptor for it: pipes that end give theirs back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The poller's token that means "somebody wants this to stop".
 const STOP: Token = Token(usize::MAX);
@@ -104,11 +110,16 @@ impl Forward {
                 log::error!("pipes: waking the thread that accepts failed: {error}");
             }
         })?;
-        let ports: Vec<Port> = specs.into_iter().map(|spec| spec.listen(&poll)).collect::<Result<_, _>>()?;
+        let mut ports: Vec<Port> =
+            specs.into_iter().map(|spec| spec.listen(&poll)).collect::<Result<_, _>>()?;
         let opener = Opener { pipes: pipes.handle(), way: self.way, dialer, stopping: stopping.clone() };
         let mut events = Events::with_capacity(16);
         while !stopping.load(Ordering::SeqCst) {
-            ports.iter().for_each(|port| port.accept_all(&opener));
+            ports.iter_mut().for_each(|port| port.accept_all(&opener));
+            if ports.iter().any(|port| port.is_stuck) {
+                rt.sleep(ACCEPT_PAUSE);
+                continue;
+            }
             // Woken by a connection to a port, or by a signal.
             match poll.poll(&mut events, None) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
@@ -132,23 +143,37 @@ impl Spec {
         // Any number will do: whoever wakes looks at all of them.
         poll.registry().register(&mut SourceFd(&listener.as_raw_fd()), Token(0), Interest::READABLE)?;
         say(format!("forwarding {} to {}", listener.local_addr()?, self.target))?;
-        Ok(Port { listener, target: self.target })
+        Ok(Port { listener, target: self.target, is_stuck: false })
     }
 }
 
 impl Port {
-    /// Takes whoever waits.
-    fn accept_all(&self, opener: &Opener) {
+    /// Takes whoever waits, as far as the system lets it.
+    fn accept_all(&mut self, opener: &Opener) {
         loop {
             let opened = match self.listener.accept() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => Err(Failure::from(error)),
                 Ok((stream, peer)) => opener.open(stream, peer, &self.target),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => {
+                        self.is_stuck = false;
+                        return;
+                    }
+                    // Who came was gone before it was accepted.
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => continue,
+                    _ => return self.stuck(&error),
+                },
             };
             if let Err(failure) = opened {
                 // This connection is closed; the others, and those to come, go on.
                 failure.report();
             }
+        }
+    }
+
+    fn stuck(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.is_stuck, true) {
+            let text = format!("cannot accept a connection to {}: {error}; others wait", self.target);
+            Failure::new(Exit::Failed, "accept_paused", text).report();
         }
     }
 }

@@ -7,10 +7,12 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use sha2::{Digest, Sha256};
 
 use crate::flaky::{Fault, Flaky, Weather};
-use crate::process::{Daemon, PATIENCE, run, told, towpath};
+use crate::front_scarce::ticks;
+use crate::process::{Daemon, PATIENCE, lines, run, told, towpath};
 
 /// A target that sends back what it gets, and ends when it is told to.
 pub(crate) fn echo() -> SocketAddr {
@@ -72,6 +74,17 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Waits for a line with `text` in it.
+fn heard(said: &Receiver<String>, text: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let line = said.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        if line.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {text}")).contains(text) {
+            return;
+        }
+    }
+}
+
 /// The daemon's pipes, as `towpath pipe ls` has them.
 fn listed(daemon: &Daemon) -> serde_json::Value {
     let (exit, said) = told(&run(&["pipe", "ls", "--json", "--url", &daemon.url]));
@@ -112,13 +125,17 @@ pub(crate) fn forward(url: &str, target: &str, flags: &[&str]) -> (Killed, Socke
     let spec = format!("0:{target}");
     let mut command = towpath(&["forward", "-L", &spec, url]);
     command.args(flags).stdout(Stdio::piped());
-    let mut child = command.spawn().expect("towpath starts");
+    let mut running = Killed(command.spawn().expect("towpath starts"));
+    let address = forwards_at(&mut running);
+    (running, address)
+}
+
+fn forwards_at(running: &mut Killed) -> SocketAddr {
     let mut line = String::new();
-    let stdout = child.stdout.take().expect("piped");
+    let stdout = running.0.stdout.take().expect("piped");
     std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
     let address = line.split_whitespace().nth(1).expect("forwarding ADDRESS to TARGET");
-    let address = address.parse().expect("an address");
-    (Killed(child), address)
+    address.parse().expect("an address")
 }
 
 /// Sends `bytes` to an echo and checks what comes back, both at once. `look` hears how many came so far.
@@ -209,6 +226,40 @@ fn told_to_stop_they_end_their_pipes_on_both_sides() {
         ended.recv_timeout(PATIENCE).expect("the target sees its connection end");
         until("the daemon has no pipe", || listed(&daemon) == serde_json::json!([]));
     }
+}
+
+#[test]
+fn forward_without_descriptors_says_so_once_and_waits() {
+    let target = echo().to_string();
+    let daemon = Daemon::start(&["--allow", &target]);
+    let mut command = towpath(&["forward", "-L", &format!("0:{target}"), &daemon.url]);
+    // Those that take the last descriptors have none to connect with, and give them back when they give up.
+    command.args(["--quiet", "--connect-timeout", "2"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = Killed(command.spawn().expect("towpath starts"));
+    let address = forwards_at(&mut running);
+    let said = lines(running.0.stderr.take().expect("piped"));
+    let pid = Pid::from_raw(i32::try_from(running.0.id()).expect("a pid")).expect("not zero");
+    let few = Rlimit { current: Some(64), maximum: Some(64) };
+    prlimit(Some(pid), Resource::Nofile, few).expect("a process may lower the limit of its child");
+
+    let sockets: Vec<TcpStream> =
+        (0..100).map(|_| TcpStream::connect(address).expect("the kernel takes it")).collect();
+    heard(&said, "accept_paused");
+
+    // How busy it is while it can accept nothing: this is what is measured, not waited for.
+    let (before, begun) = (ticks(running.0.id()), Instant::now());
+    thread::sleep(Duration::from_secs(1));
+    let busy = (ticks(running.0.id()) - before) as f64 / 100.0 / begun.elapsed().as_secs_f64();
+    assert!(busy < 0.2, "{:.1} % of a processor", busy * 100.0);
+    let again = said.try_iter().filter(|line| line.contains("accept_paused")).count();
+    assert_eq!(again, 0, "said once for as long as it lasts");
+
+    drop(sockets);
+    until("it carries again", || {
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0])).is_ok()
+    });
 }
 
 #[test]
