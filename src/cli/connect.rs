@@ -4,16 +4,17 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use super::way::Way;
 use super::{Exit, Failure, signals};
 use crate::engine::pipes::carrier::Socket;
 use crate::engine::pipes::{Event, Pipes, Server, Settings};
-use crate::rt::{Receiver, Rt, Sender};
+use crate::rt::{Lock, Moment, Receiver, RecvTimeoutError, Rt, Sender};
 use crate::state::pipe::{End, Ending};
 
 /// Carry standard input and output over a pipe that survives broken connections
@@ -26,8 +27,9 @@ use crate::state::pipe::{End, Ending};
       ProxyCommand towpath connect https://edge.example.com %h:%p\n    \
       ServerAliveInterval 0\n\n\
     SIGHUP dials now: the network changed. SIGTERM and SIGINT end the pipe on both sides, a second one\n\
-    at once. One line on standard error tells of each loss and recovery.\n\n\
-    Exit codes: 0 both directions ended, 3 not let in, 4 target refused or not allowed,\n\
+    at once. One line on standard error tells of each loss and recovery.\n\
+    When nobody reads its output any more the next byte that comes ends it, as with nc and socat.\n\n\
+    Exit codes: 0 both directions ended, 1 nobody takes the output, 3 not let in, 4 target refused or not allowed,\n\
     5 the pipe was lost, 6 never connected, 7 protocol, 128 and its number for a signal.")]
 pub(super) struct Connect {
     /// The daemon: `https://edge.example.com`
@@ -68,19 +70,46 @@ pub(super) fn verdict(connected: bool, end: &End) -> Result<(), Failure> {
 
 /// How long what came before the end may still take to be written, where somebody takes it.
 const LINGER: Duration = Duration::from_secs(30);
+/// How long a pipe that nobody waits for at this end may be without a connection. Enough for the first eight
+/// attempts; who started this process has left, and nobody will end it if it does not by itself.
+const ALONE_WAIT: Duration = Duration::from_secs(10);
 
 /// What the main thread hears.
 enum Word {
     /// The pipe is over.
-    Over { connected: bool, end: End },
-    /// Standard output has everything that came.
-    Written,
+    Over(End),
+    /// Standard output has everything that came, or does not take it.
+    Written(io::Result<()>),
+    /// Standard input has ended, and nobody reads standard output any more.
+    Alone,
     /// SIGTERM or SIGINT.
     Stop(i32),
 }
 
 /// One of each, which is all there can be: whoever sends never waits, and nothing is ever left out.
-const WORDS_MAX: usize = 3;
+const WORDS_MAX: usize = 4;
+
+/// How the pipe stands with its daemon.
+#[derive(Clone, Copy)]
+enum Link {
+    /// There was none yet.
+    Sought {
+        since: Moment,
+    },
+    Up,
+    Lost {
+        since: Moment,
+    },
+}
+
+impl Link {
+    fn down_since(self) -> Option<Moment> {
+        match self {
+            Link::Up => None,
+            Link::Sought { since } | Link::Lost { since } => Some(since),
+        }
+    }
+}
 
 impl Connect {
     pub(super) fn run(self) -> Result<(), Failure> {
@@ -91,34 +120,41 @@ impl Connect {
         let stop = say_into(&tell);
         signals::listen(&rt, &pipes.handle(), move |signal| stop(Word::Stop(signal)))?;
         let (ours, theirs) = UnixStream::pair()?;
+        let link = Arc::new(Lock::new(Link::Sought { since: rt.now() }));
         let mut plan = self.way.plan(&dialer, &self.target);
         plan.events = {
-            let (way, target, over) = (self.way.clone(), self.target.clone(), say_into(&tell));
-            let connected = AtomicBool::new(false);
+            let (rt, way, target) = (rt.clone(), self.way.clone(), self.target.clone());
+            let (link, over) = (link.clone(), say_into(&tell));
             Arc::new(move |event| {
                 way.tell(&target, &event);
+                let now = rt.now();
                 match event {
-                    Event::Connected { .. } => connected.store(true, Ordering::Relaxed),
-                    Event::Over(end) => {
-                        over(Word::Over { connected: connected.load(Ordering::Relaxed), end })
-                    }
-                    _ => {}
+                    Event::Connected { .. } | Event::Recovered { .. } => *link.lock() = Link::Up,
+                    Event::Lost { .. } => *link.lock() = Link::Lost { since: now },
+                    Event::Trouble(_) => {}
+                    Event::Over(end) => over(Word::Over(end)),
                 }
             })
         };
         pipes.handle().open_socket(plan, Socket::unix(theirs)?)?;
         // Standard input and output cannot be polled; a thread for each carries them to a socket that can.
         // Either may sit there for ever; the process does not wait for them.
-        let input = ours.try_clone()?;
-        rt.spawn("stdin", move || carry(io::stdin().lock(), &mut &input, true))?.detach();
-        let written = say_into(&tell);
-        rt.spawn("stdout", move || {
-            let carried = carry(&ours, &mut io::stdout().lock(), false);
-            written(Word::Written);
-            carried
+        let (input, alone) = (ours.try_clone()?, say_into(&tell));
+        rt.spawn("stdin", move || {
+            // Not taken any more: the pipe is over, and whoever waits for that hears of it.
+            let _ = carry(io::stdin().lock(), &input);
+            if let Err(error) = input.shutdown(Shutdown::Write) {
+                log::debug!("pipes: ending a direction: {error}");
+            }
+            match until_nobody_reads() {
+                Ok(()) => alone(Word::Alone),
+                Err(error) => log::debug!("pipes: watching standard output: {error}"),
+            }
         })?
         .detach();
-        let verdict = wait(&rt, &told);
+        let written = say_into(&tell);
+        rt.spawn("stdout", move || written(Word::Written(carry(&ours, io::stdout().lock()))))?.detach();
+        let verdict = wait(&rt, &told, &link);
         signals::leave(&rt, pipes);
         verdict
     }
@@ -133,23 +169,76 @@ fn say_into(tell: &Sender<Word>) -> impl Fn(Word) + Send + Sync + 'static {
     }
 }
 
-/// Waits for the pipe's end and for what it still brings, or for whoever wants it to end.
-fn wait(rt: &Rt, told: &Receiver<Word>) -> Result<(), Failure> {
-    let mut is_written = false;
-    // Woken by the end of the pipe. A standard output that is gone shows as an end of the target's side.
-    let (connected, end) = loop {
-        match told.recv() {
-            Ok(Word::Over { connected, end }) => break (connected, end),
-            Ok(Word::Written) => is_written = true,
-            Ok(Word::Stop(signal)) => return Err(stopped(signal)),
-            Err(_) => return Err(Failure::new(Exit::Failed, "internal", "the pipe's thread is gone")),
+fn look(link: &Lock<Link>) -> Link {
+    *link.lock()
+}
+
+/// How far the main thread has come.
+enum Stage {
+    Carrying,
+    /// Nobody is left at this end. What was sent still gets there, as it would over TCP, if there is a way.
+    Alone {
+        since: Moment,
+    },
+    /// The pipe is over. What came before still goes out, unless nobody takes it by then.
+    Over {
+        end: End,
+        by: Moment,
+    },
+}
+
+impl Stage {
+    /// When to look again although nothing is heard.
+    fn until(&self, now: Moment, link: Link) -> Option<Moment> {
+        match self {
+            Stage::Carrying => None,
+            // With a link it is up to the target; whether there still is one is looked at then.
+            Stage::Alone { since } => Some(link.down_since().unwrap_or(now).max(*since) + ALONE_WAIT),
+            Stage::Over { by, .. } => Some(*by),
         }
-    };
-    // What came before the end still goes out, unless nobody takes it.
-    if !is_written && let Ok(Word::Stop(signal)) = told.recv_deadline(rt.now() + LINGER) {
-        return Err(stopped(signal));
     }
-    verdict(connected, &end)
+}
+
+/// Waits for the pipe's end and for what it still brings, or for a reason to leave before.
+fn wait(rt: &Rt, told: &Receiver<Word>, link: &Lock<Link>) -> Result<(), Failure> {
+    let mut stage = Stage::Carrying;
+    let mut is_written = false;
+    loop {
+        let standing = look(link);
+        let word = match stage.until(rt.now(), standing) {
+            Some(until) => told.recv_deadline(until),
+            None => told.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        let standing = look(link);
+        let connected = !matches!(standing, Link::Sought { .. });
+        stage = match (stage, word) {
+            (_, Ok(Word::Stop(signal))) => return Err(stopped(signal)),
+            (Stage::Over { end, .. }, Ok(Word::Written(written))) => {
+                return verdict(connected, &end).and(written.map_err(Failure::from));
+            }
+            (Stage::Over { end, .. }, Err(_)) => return verdict(connected, &end),
+            // Nobody reads it any more, or the disk is full: what comes would have nowhere to go.
+            (_, Ok(Word::Written(Err(error)))) => return Err(error.into()),
+            (stage, Ok(Word::Written(Ok(())))) => {
+                is_written = true;
+                stage
+            }
+            (_, Ok(Word::Over(end))) if is_written => return verdict(connected, &end),
+            (_, Ok(Word::Over(end))) => Stage::Over { end, by: rt.now() + LINGER },
+            (Stage::Carrying, Ok(Word::Alone)) => Stage::Alone { since: rt.now() },
+            (stage, Ok(Word::Alone)) => stage,
+            (stage @ Stage::Alone { .. }, Err(RecvTimeoutError::Timeout)) => {
+                if standing.down_since().is_some_and(|since| since + ALONE_WAIT <= rt.now()) {
+                    let text = "no connection, and nobody left at this end who waits for one";
+                    return Err(Failure::new(Exit::Failed, "left_alone", text).exit_with(5));
+                }
+                stage
+            }
+            (Stage::Carrying | Stage::Alone { .. }, Err(_)) => {
+                return Err(Failure::new(Exit::Failed, "internal", "the pipe's thread is gone"));
+            }
+        };
+    }
 }
 
 /// Like a shell says it of a process that a signal ended: what was carried is not whole.
@@ -159,38 +248,33 @@ fn stopped(signal: i32) -> Failure {
     Failure::new(Exit::Failed, "stopped", format!("ended by {name}")).exit_with(exit)
 }
 
-/// Copies until the end; then tells the other side that this direction is over.
-fn carry(mut from: impl Read, to: &mut (impl Write + EndOf), half_close: bool) -> io::Result<()> {
+/// Copies until there is no more; an error if it is not taken any more.
+fn carry(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
-    let copied = loop {
+    loop {
         match from.read(&mut buffer) {
-            Ok(0) => break Ok(()),
-            Ok(count) => {
-                if let Err(error) = to.write_all(&buffer[..count]).and_then(|()| to.flush()) {
-                    break Err(error);
-                }
-            }
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(&buffer[..count]).and_then(|()| to.flush())?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => break Err(error),
+            Err(error) => {
+                // A terminal that was closed, a pipe that broke off: nothing more comes from there.
+                log::debug!("pipes: reading: {error}");
+                return Ok(());
+            }
         }
-    };
-    if half_close || copied.is_err() {
-        to.end();
     }
-    copied
 }
 
-/// What can be told that no more is written to it.
-trait EndOf {
-    fn end(&mut self) {}
-}
-
-impl EndOf for io::StdoutLock<'_> {}
-
-impl EndOf for &UnixStream {
-    fn end(&mut self) {
-        if let Err(error) = self.shutdown(Shutdown::Write) {
-            log::debug!("pipes: ending a direction: {error}");
+/// Waits until nobody reads standard output any more: for ever, if it is a file.
+fn until_nobody_reads() -> io::Result<()> {
+    let stdout = io::stdout();
+    // Asked for nothing, the system still tells of a broken pipe and of a closed socket.
+    let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+    loop {
+        match poll(&mut watched, None) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

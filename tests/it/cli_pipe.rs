@@ -92,8 +92,8 @@ fn listed(daemon: &Daemon) -> serde_json::Value {
     serde_json::from_str(&said).expect("JSON")
 }
 
-/// A target that greets with a byte and then only listens; it tells when a connection of its ended.
-fn listener() -> (SocketAddr, Receiver<()>) {
+/// A target that greets with a byte and then only listens; it tells how much came when a connection ends.
+fn listener() -> (SocketAddr, Receiver<u64>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound");
     let (tell, told) = sync_channel(16);
@@ -103,8 +103,13 @@ fn listener() -> (SocketAddr, Receiver<()>) {
             thread::spawn(move || {
                 stream.write_all(b"!").expect("it is there");
                 // An end and a reset are both one.
-                let _ = std::io::copy(&mut stream, &mut std::io::sink());
-                let _ = tell.send(());
+                let mut count = 0;
+                let mut buffer = vec![0; 65_536];
+                while let Ok(read @ 1..) = stream.read(&mut buffer) {
+                    count += read as u64;
+                }
+                // The test may be over.
+                let _ = tell.send(count);
             });
         }
     });
@@ -226,6 +231,51 @@ fn told_to_stop_they_end_their_pipes_on_both_sides() {
         ended.recv_timeout(PATIENCE).expect("the target sees its connection end");
         until("the daemon has no pipe", || listed(&daemon) == serde_json::json!([]));
     }
+}
+
+#[test]
+fn connect_ends_when_nobody_takes_what_comes() {
+    let target = echo().to_string();
+    let daemon = Daemon::start(&["--allow", &target]);
+    let mut command = towpath(&["connect", &daemon.url, &target]);
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("towpath starts");
+    let mut running = Killed(child);
+    let mut stdin = running.0.stdin.take().expect("piped");
+    stdin.write_all(b"a").expect("it reads");
+    running.0.stdout.take().expect("piped").read_exact(&mut [0]).expect("it comes back");
+    // Who read has left, as `head` does; standard input stays open.
+    stdin.write_all(b"b").expect("it reads");
+    assert_eq!(running.exit(), 1);
+    until("the daemon has no pipe", || listed(&daemon) == serde_json::json!([]));
+    drop(stdin);
+}
+
+#[test]
+fn connect_leaves_when_nobody_is_left_at_its_end_and_there_is_no_connection() {
+    let (target, _ended) = listener();
+    let daemon = Daemon::start(&["--allow", &target.to_string()]);
+    let mut running = connected(&daemon.url, target, &[]);
+    let said = lines(running.0.stderr.take().expect("piped"));
+    daemon.signal("KILL");
+    heard(&said, "link lost");
+    // What ssh does when it ends: both pipes close, and its ProxyCommand gets a SIGHUP.
+    running.signal("HUP");
+    drop((running.0.stdin.take(), running.0.stdout.take()));
+    assert_eq!(running.exit(), 5);
+    heard(&said, "left_alone");
+}
+
+#[test]
+fn what_connect_was_given_arrives_although_nobody_waits_for_an_answer() {
+    let (target, ended) = listener();
+    let daemon = Daemon::start(&["--allow", &target.to_string()]);
+    let mut running = connected(&daemon.url, target, &[]);
+    drop(running.0.stdout.take());
+    let mut stdin = running.0.stdin.take().expect("piped");
+    stdin.write_all(&text(3_000_000)).expect("it reads");
+    drop(stdin);
+    assert_eq!(ended.recv_timeout(PATIENCE), Ok(3_000_000));
+    assert_eq!(running.exit(), 0);
 }
 
 #[test]
