@@ -29,8 +29,9 @@ use crate::state::pipe::{End, Ending};
     SIGHUP dials now: the network changed. SIGTERM and SIGINT end the pipe on both sides, a second one\n\
     at once. One line on standard error tells of each loss and recovery.\n\
     When nobody reads its output any more the next byte that comes ends it, as with nc and socat.\n\n\
-    Exit codes: 0 both directions ended, 1 nobody takes the output, 3 not let in, 4 target refused or not allowed,\n\
-    5 the pipe was lost, 6 never connected, 7 protocol, 128 and its number for a signal.")]
+    Exit codes: 0 both directions ended, 1 nobody takes the output, 3 not let in, 4 target refused,\n\
+    not reached or not allowed, 5 the pipe was lost, 6 never connected, 7 protocol, 128 and its number\n\
+    for a signal.")]
 pub(super) struct Connect {
     /// The daemon: `https://edge.example.com`
     #[arg(value_name = "URL")]
@@ -47,8 +48,7 @@ pub(super) fn verdict(connected: bool, end: &End) -> Result<(), Failure> {
     let exit = match end.code {
         Ending::Eof => return Ok(()),
         Ending::Auth => 3,
-        Ending::TargetRefused | Ending::NotAllowed => 4,
-        Ending::TargetUnreachable if connected => 4,
+        Ending::TargetRefused | Ending::TargetUnreachable | Ending::NotAllowed => 4,
         Ending::Protocol | Ending::Internal => 7,
         _ if !connected => 6,
         _ => 5,
@@ -298,7 +298,8 @@ mod tests {
             (true, Ending::Killed, 5),
             (true, Ending::TargetReset, 5),
             (true, Ending::Shutdown, 5),
-            (false, Ending::TargetUnreachable, 6),
+            (false, Ending::TargetUnreachable, 4),
+            (false, Ending::ServerUnreachable, 6),
             (false, Ending::Limit, 6),
             (true, Ending::Protocol, 7),
         ] {

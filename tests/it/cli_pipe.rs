@@ -196,15 +196,24 @@ fn connect_says_by_its_exit_code_why_there_is_no_pipe() {
     };
     let daemon = Daemon::start(&["--allow", &nobody]);
     let nowhere = format!("http://{nobody}");
-    let cases: [(&[&str], i32, &str); 4] = [
+    // No resolver has to be asked about a name that is longer than names are.
+    let nameless = format!("{}.invalid:22", "x".repeat(64));
+    let absent = "unix:/no/such/socket";
+    let unreached = Daemon::start(&["--allow", &nameless, "--allow", absent]);
+    let cases: [(&[&str], i32, &str); 6] = [
         (&["connect", &daemon.url, &nobody], 4, "target_refused"),
         (&["connect", &daemon.url, "127.0.0.1:1"], 4, "not_allowed"),
         (&["connect", &daemon.url, "not a target"], 4, "not_allowed"),
-        (&["connect", &nowhere, &nobody, "--connect-timeout", "1"], 6, "target_unreachable"),
+        // Each would be tried for 30 seconds if that could help.
+        (&["connect", &unreached.url, &nameless], 4, "target_unreachable"),
+        (&["connect", &unreached.url, absent], 4, "target_unreachable"),
+        (&["connect", &nowhere, &nobody, "--connect-timeout", "1"], 6, "server_unreachable"),
     ];
     for (arguments, expected, code) in cases {
+        let begun = Instant::now();
         let (exit, said) = told(&run(arguments));
         assert_eq!(exit, expected, "{arguments:?}: {said}");
+        assert!(begun.elapsed() < PATIENCE, "{arguments:?} took {:?}", begun.elapsed());
         assert!(said.contains(code), "{arguments:?}: {said}");
     }
 }

@@ -228,7 +228,7 @@ impl HttpDialer {
         let (head, early) = answered.map_err(|error| match error.get_ref() {
             Some(inner) if inner.is::<rustls::Error>() => {
                 // A certificate does not become valid by asking again, but a captive portal goes away.
-                DialError::later(End::new(Ending::TargetUnreachable, format!("TLS failed: {error}")))
+                DialError::later(End::new(Ending::ServerUnreachable, format!("TLS failed: {error}")))
             }
             _ => DialError::io("the server did not answer the upgrade", &error),
         })?;
@@ -309,7 +309,7 @@ fn refused(answer: &Answer) -> DialError {
     let mut error = match answer.status {
         401 | 403 => DialError::never(End::new(Ending::Auth, text("(a token with the role pipe is needed)"))),
         503 | 502 | 504 | 429 => DialError::later(End::new(Ending::Limit, text("(try again)"))),
-        _ => DialError::later(End::new(Ending::TargetUnreachable, text("(is this a towpath daemon?)"))),
+        _ => DialError::later(End::new(Ending::ServerUnreachable, text("(is this a towpath daemon?)"))),
     };
     error.retry_after = std::time::Duration::from_secs(answer.retry_after.min(60));
     error
@@ -412,7 +412,7 @@ fn through(proxy: &Proxy, stream: &mut (impl Read + Write), host: &str, port: u1
                 ))),
                 status => {
                     let text = format!("the proxy {proxy:?} answered {status}");
-                    Err(DialError::later(End::new(Ending::TargetUnreachable, text)))
+                    Err(DialError::later(End::new(Ending::ServerUnreachable, text)))
                 }
             }
         }
