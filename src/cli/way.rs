@@ -19,15 +19,8 @@ pub(super) struct Way {
     /// A file whose first line is a token (or put the token into TOWPATH_TOKEN)
     #[arg(long, env = "TOWPATH_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// How frames travel: the upgrade is fastest, a WebSocket passes more proxies
-    #[arg(long, value_enum, default_value = "auto")]
-    transport: Carriage,
-    /// Go through `http://[user:password@]host:port` or `socks5://…` (or set HTTPS_PROXY)
-    #[arg(long, value_name = "PROXY")]
-    proxy: Option<String>,
-    /// Trust the certificates in this PEM file instead of the system's
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
+    #[command(flatten)]
+    route: Route,
     /// Notice a dead connection within 5 seconds instead of 25, for more traffic when idle
     #[arg(long)]
     fast: bool,
@@ -45,6 +38,20 @@ pub(super) struct Way {
     quiet: bool,
 }
 
+/// What a client's connections go through.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Route {
+    /// How frames travel: the upgrade is fastest, a WebSocket passes more proxies
+    #[arg(long, value_enum, default_value = "auto")]
+    transport: Carriage,
+    /// Go through `http://[user:password@]host:port` or `socks5://…` (or set HTTPS_PROXY)
+    #[arg(long, value_name = "PROXY")]
+    proxy: Option<String>,
+    /// Trust the certificates in this PEM file instead of the system's
+    #[arg(long, value_name = "FILE")]
+    pub(super) ca: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Carriage {
     /// The upgrade first, a WebSocket where that does not pass
@@ -59,14 +66,7 @@ impl Way {
     /// What dials `server`.
     pub(super) fn dialer(&self, server: &str) -> Result<Arc<HttpDialer>, Failure> {
         let remote = Remote { url: server.to_owned(), token_file: self.token_file.clone() };
-        let proxy = proxy_for(server, self.proxy.clone())?;
-        let trust = self.ca.as_deref().map(ClientTls::trusting).transpose()?;
-        let transport = match self.transport {
-            Carriage::Auto => Transport::Auto,
-            Carriage::Upgrade => Transport::Upgrade,
-            Carriage::Websocket => Transport::WebSocket,
-        };
-        Ok(Arc::new(HttpDialer::new(server, remote.token()?, transport, proxy, trust)?))
+        Ok(Arc::new(self.route.dialer(&remote, self.route.transport())?))
     }
 
     /// A pipe to `target`.
@@ -102,8 +102,31 @@ impl Way {
     }
 }
 
+impl Route {
+    /// How frames are to travel.
+    pub(super) fn transport(&self) -> Transport {
+        match self.transport {
+            Carriage::Auto => Transport::Auto,
+            Carriage::Upgrade => Transport::Upgrade,
+            Carriage::Websocket => Transport::WebSocket,
+        }
+    }
+
+    /// The proxy on the way to `server`, if there is one.
+    pub(super) fn proxy(&self, server: &str) -> Result<Option<Proxy>, Failure> {
+        proxy_for(server, self.proxy.clone())
+    }
+
+    /// What dials a daemon this way.
+    pub(super) fn dialer(&self, remote: &Remote, transport: Transport) -> Result<HttpDialer, Failure> {
+        let proxy = self.proxy(&remote.url)?;
+        let trust = self.ca.as_deref().map(ClientTls::trusting).transpose()?;
+        Ok(HttpDialer::new(&remote.url, remote.token()?, transport, proxy, trust)?)
+    }
+}
+
 /// The proxy on the way to `server`: the one that was named, or the environment's.
-pub(super) fn proxy_for(server: &str, named: Option<String>) -> Result<Option<Proxy>, Failure> {
+fn proxy_for(server: &str, named: Option<String>) -> Result<Option<Proxy>, Failure> {
     let variable = if server.starts_with("https:") { "HTTPS_PROXY" } else { "HTTP_PROXY" };
     let from_environment = || {
         let lower = variable.to_ascii_lowercase();
