@@ -1,6 +1,7 @@
 //! How a client's pipe gets to its daemon: who it says it is, what it goes through, how patient it is.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use super::{Exit, Failure, Remote};
 use crate::engine::pipes::http::{HttpDialer, Proxy, Transport};
 use crate::engine::pipes::{Event, Plan};
 use crate::state::pipe::Liveness;
-use crate::wire::ClientTls;
+use crate::wire::dial::Address;
+use crate::wire::{ClientTls, Target};
 
 /// How a client's pipe gets to its daemon.
 #[derive(Clone, Debug, Args)]
@@ -127,16 +129,41 @@ impl Route {
 
 /// The proxy on the way to `server`: the one that was named, or the environment's.
 fn proxy_for(server: &str, named: Option<String>) -> Result<Option<Proxy>, Failure> {
-    let variable = if server.starts_with("https:") { "HTTPS_PROXY" } else { "HTTP_PROXY" };
-    let from_environment = || {
-        let lower = variable.to_ascii_lowercase();
-        std::env::var(variable).or_else(|_| std::env::var(lower)).ok().filter(|proxy| !proxy.is_empty())
+    let variable = |name: &str| {
+        let value = std::env::var(name).or_else(|_| std::env::var(name.to_ascii_lowercase())).ok();
+        value.filter(|value| !value.is_empty())
     };
-    // A proxy for the network is no way to this machine.
-    let is_local = ["://127.", "://localhost", "://[::1]"].iter().any(|local| server.contains(local));
-    let proxy = named.or_else(|| from_environment().filter(|_| !is_local));
+    let proxy = named.or_else(|| proxy_of_environment(server, variable));
     let proxy = proxy.map(|text| Proxy::parse(&text)).transpose();
     proxy.map_err(|why| Failure::new(Exit::Usage, "bad_proxy", why))
+}
+
+/// The environment's, unless `server` is on this machine or among those that are reached without one.
+fn proxy_of_environment(server: &str, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+    // What is no address is said by whoever dials it.
+    let target = Target::parse(server).ok()?;
+    let Address::Tcp(host, port) = target.address else { return None };
+    let is_local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if is_local || variable("NO_PROXY").is_some_and(|list| excepts(&list, &host, port)) {
+        return None;
+    }
+    variable(if target.tls { "HTTPS_PROXY" } else { "HTTP_PROXY" })
+}
+
+/// Whether a list as in NO_PROXY names `host`: itself, a domain above it, or all of them.
+fn excepts(list: &str, host: &str, port: u16) -> bool {
+    let host = host.to_ascii_lowercase();
+    list.split(',').map(str::trim).any(|entry| {
+        // With more than one colon it is an IPv6 address, which has a port only behind brackets.
+        let (name, at) = match entry.rsplit_once(':') {
+            Some((name, digits)) if !name.contains(':') || name.ends_with(']') => (name, digits.parse().ok()),
+            _ => (entry, Some(port)),
+        };
+        let name = name.trim_matches(['[', ']']).to_ascii_lowercase();
+        let domain = name.trim_start_matches('*').trim_start_matches('.');
+        let is_below = || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
+        at == Some(port) && (name == "*" || !domain.is_empty() && (host == domain || is_below()))
+    })
 }
 
 fn in_bytes(bytes: u64) -> String {
@@ -150,6 +177,34 @@ fn in_bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_proxy_lists_hosts_the_domains_above_them_or_all() {
+        for (list, url, is_direct) in [
+            ("edge.example", "https://edge.example", true),
+            ("edge.example", "https://a.edge.example", true),
+            ("edge.example", "https://knowledge.example", false),
+            (".example", "http://edge.example", true),
+            ("*.example", "http://EDGE.example", true),
+            ("other.test, Edge.Example ,", "https://edge.example", true),
+            ("edge.example:8443", "https://edge.example:8443", true),
+            ("edge.example:8443", "https://edge.example", false),
+            ("10.0.0.7", "http://10.0.0.7:7700", true),
+            ("0.0.7", "http://10.0.1.7:7700", false),
+            ("fd00::7", "http://[fd00::7]:7700", true),
+            ("[fd00::7]:7700", "http://[fd00::7]:7700", true),
+            ("[fd00::7]:7700", "http://[fd00::7]:7701", false),
+            ("*", "https://edge.example", true),
+            ("", "https://edge.example", false),
+            (",.,", "https://edge.example", false),
+            ("", "http://127.0.0.1:7700", true),
+            ("", "http://localhost:7700", true),
+            ("", "http://localhost.example", false),
+        ] {
+            let variable = |name: &str| Some(if name == "NO_PROXY" { list } else { "proxy" }.to_owned());
+            assert_eq!(proxy_of_environment(url, variable).is_none(), is_direct, "{list:?} for {url}");
+        }
+    }
 
     #[test]
     fn bytes_read_as_people_say_them() {

@@ -235,6 +235,10 @@ fn a_proxy_in_the_environment_is_used_but_not_for_this_machine() {
     connect.ask("directly");
     assert_eq!(connect.end().0, 0);
     assert!(asked.try_recv().is_err(), "nothing on this machine goes through a proxy");
+    let mut command = towpath(&["connect", "http://edge.example", &target, "--connect-timeout", "1"]);
+    command.env("HTTP_PROXY", &proxy).env("NO_PROXY", "other.test, .example");
+    assert_eq!(Connect::start(&mut command).end().0, 6, "there is no such machine without the proxy");
+    assert!(asked.try_recv().is_err(), "nothing that is excepted goes through a proxy");
     // There is no TLS behind this one: what counts is where it was asked for.
     let connect = with_proxy("https://edge.example");
     assert_eq!(asked.recv_timeout(PATIENCE).expect("it was asked"), "CONNECT edge.example:443 HTTP/1.1");
