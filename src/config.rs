@@ -142,8 +142,8 @@ settings! {
         reuse_port: bool = "false", restart;
         /// How many threads carry connections. One for each core is right unless the machine does much else.
         io_threads: OrAuto = "auto", restart;
-        /// Serve an address that strangers can reach although there is no authentication. For closed
-        /// networks and trials only.
+        /// Serve an address that strangers can reach although there is no authentication, and let the secrets
+        /// of pipes cross a network in the clear. For closed networks and trials only.
         insecure: bool = "false", restart;
         /// Origins, besides the daemon's own, whose pages may use it from a browser, like
         /// `https://app.example.com`.

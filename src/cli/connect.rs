@@ -3,19 +3,19 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
-use super::{Exit, Failure, Remote};
+use super::way::Way;
+use super::{Exit, Failure, signals};
 use crate::engine::pipes::carrier::Socket;
-use crate::engine::pipes::http::{HttpDialer, Proxy, Transport};
-use crate::engine::pipes::{Event, Pipes, PipesHandle, Plan, Server, Settings};
-use crate::rt::{Receiver, RecvTimeoutError, Rt, Sender};
-use crate::state::pipe::{End, Ending, Liveness};
-use crate::wire::ClientTls;
+use crate::engine::pipes::{Event, Pipes, Server, Settings};
+use crate::rt::{Lock, Moment, Receiver, RecvTimeoutError, Rt, Sender};
+use crate::state::pipe::{End, Ending};
 
 /// Carry standard input and output over a pipe that survives broken connections
 #[derive(Debug, Args)]
@@ -26,9 +26,12 @@ use crate::wire::ClientTls;
     Host *.work\n    \
       ProxyCommand towpath connect https://edge.example.com %h:%p\n    \
       ServerAliveInterval 0\n\n\
-    SIGHUP dials now: the network changed. One line on standard error tells of each loss and recovery.\n\n\
-    Exit codes: 0 both directions ended, 3 not let in, 4 target refused or not allowed,\n\
-    5 the pipe was lost, 6 never connected, 7 protocol.")]
+    SIGHUP dials now: the network changed. SIGTERM and SIGINT end the pipe on both sides, a second one\n\
+    at once. One line on standard error tells of each loss and recovery.\n\
+    When nobody reads its output any more the next byte that comes ends it, as with nc and socat.\n\n\
+    Exit codes: 0 both directions ended, 1 nobody takes the output, 3 not let in, 4 target refused,\n\
+    not reached or not allowed, 5 the pipe was lost, 6 never connected, 7 protocol, 128 and its number\n\
+    for a signal.")]
 pub(super) struct Connect {
     /// The daemon: `https://edge.example.com`
     #[arg(value_name = "URL")]
@@ -40,124 +43,12 @@ pub(super) struct Connect {
     way: Way,
 }
 
-/// How a client's pipe gets to its daemon.
-#[derive(Clone, Debug, Args)]
-pub(super) struct Way {
-    /// A file whose first line is a token (or put the token into TOWPATH_TOKEN)
-    #[arg(long, env = "TOWPATH_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// How frames travel: the upgrade is fastest, a WebSocket passes more proxies
-    #[arg(long, value_enum, default_value = "auto")]
-    transport: Carriage,
-    /// Go through `http://[user:password@]host:port` or `socks5://…` (or set HTTPS_PROXY)
-    #[arg(long, value_name = "PROXY")]
-    proxy: Option<String>,
-    /// Trust the certificates in this PEM file instead of the system's
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
-    /// Notice a dead connection within 5 seconds instead of 25, for more traffic when idle
-    #[arg(long)]
-    fast: bool,
-    /// Give up sooner than the daemon would, when there is no connection for this many seconds
-    #[arg(long, value_name = "SECONDS")]
-    grace: Option<u64>,
-    /// How many seconds to try before the first connection
-    #[arg(long, value_name = "SECONDS", default_value = "30")]
-    connect_timeout: u64,
-    /// Replace a healthy connection at this age in seconds, before a balancer does; 0 never does
-    #[arg(long, value_name = "SECONDS", default_value = "1200")]
-    carrier_age: u64,
-    /// Say nothing about losses and recoveries
-    #[arg(long, short)]
-    quiet: bool,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Carriage {
-    /// The upgrade first, a WebSocket where that does not pass
-    Auto,
-    /// Only the upgrade
-    Upgrade,
-    /// Only a WebSocket
-    Websocket,
-}
-
-impl Way {
-    /// What dials `server`.
-    pub(super) fn dialer(&self, server: &str) -> Result<Arc<HttpDialer>, Failure> {
-        let remote = Remote { url: server.to_owned(), token_file: self.token_file.clone() };
-        let proxy = proxy_for(server, self.proxy.clone())?;
-        let trust = self.ca.as_deref().map(ClientTls::trusting).transpose()?;
-        let transport = match self.transport {
-            Carriage::Auto => Transport::Auto,
-            Carriage::Upgrade => Transport::Upgrade,
-            Carriage::Websocket => Transport::WebSocket,
-        };
-        Ok(Arc::new(HttpDialer::new(server, remote.token()?, transport, proxy, trust)?))
-    }
-
-    /// A pipe to `target`.
-    pub(super) fn plan(&self, dialer: &Arc<HttpDialer>, target: &str) -> Plan {
-        let mut plan = Plan::new(dialer.clone(), target);
-        plan.patience = Some(Duration::from_secs(self.connect_timeout));
-        plan.grace = self.grace.map(Duration::from_secs);
-        plan.carrier_age = (self.carrier_age > 0).then(|| Duration::from_secs(self.carrier_age));
-        if self.fast {
-            plan.liveness = Liveness::FAST;
-        }
-        plan
-    }
-
-    /// Tells a person what happens to a pipe, on standard error.
-    pub(super) fn tell(&self, name: &str, event: &Event) {
-        if self.quiet {
-            return;
-        }
-        let line = match event {
-            Event::Lost { why } => format!("{name}: link lost ({why}), reconnecting"),
-            Event::Trouble(end) => format!("{name}: still trying: {end}"),
-            // A healthy connection was replaced by a younger one: nobody noticed.
-            Event::Recovered { down_for: Duration::ZERO, .. } => return,
-            Event::Recovered { down_for, replayed } => {
-                let down = down_for.as_secs_f64();
-                format!("{name}: link lost {down:.1} s, replayed {}", in_bytes(*replayed))
-            }
-            Event::Connected { .. } | Event::Over(_) => return,
-        };
-        // Nobody reads standard error: then nobody wants to know.
-        let _ = writeln!(io::stderr(), "towpath: {line}");
-    }
-}
-
-/// The proxy on the way to `server`: the one that was named, or the environment's.
-pub(super) fn proxy_for(server: &str, named: Option<String>) -> Result<Option<Proxy>, Failure> {
-    let variable = if server.starts_with("https:") { "HTTPS_PROXY" } else { "HTTP_PROXY" };
-    let from_environment = || {
-        let lower = variable.to_ascii_lowercase();
-        std::env::var(variable).or_else(|_| std::env::var(lower)).ok().filter(|proxy| !proxy.is_empty())
-    };
-    // A proxy for the network is no way to this machine.
-    let is_local = ["://127.", "://localhost", "://[::1]"].iter().any(|local| server.contains(local));
-    let proxy = named.or_else(|| from_environment().filter(|_| !is_local));
-    let proxy = proxy.map(|text| Proxy::parse(&text)).transpose();
-    proxy.map_err(|why| Failure::new(Exit::Usage, "bad_proxy", why))
-}
-
-fn in_bytes(bytes: u64) -> String {
-    match bytes {
-        0..1_024 => format!("{bytes} B"),
-        1_024..1_048_576 => format!("{} KiB", bytes / 1_024),
-        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-    }
-}
-
 /// What a pipe's end is to the shell.
 pub(super) fn verdict(connected: bool, end: &End) -> Result<(), Failure> {
     let exit = match end.code {
         Ending::Eof => return Ok(()),
         Ending::Auth => 3,
-        Ending::TargetRefused | Ending::NotAllowed => 4,
-        Ending::TargetUnreachable if connected => 4,
+        Ending::TargetRefused | Ending::TargetUnreachable | Ending::NotAllowed => 4,
         Ending::Protocol | Ending::Internal => 7,
         _ if !connected => 6,
         _ => 5,
@@ -177,18 +68,47 @@ pub(super) fn verdict(connected: bool, end: &End) -> Result<(), Failure> {
     })
 }
 
-/// SIGHUP means: the network changed, dial now.
-pub(super) fn redial_on_hangup(rt: &Rt, pipes: &PipesHandle) -> Result<(), Failure> {
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGHUP])?;
-    let pipes = pipes.clone();
-    let thread = rt.spawn("signals", move || {
-        for _ in &mut signals {
-            pipes.redial();
+/// How long what came before the end may still take to be written, where somebody takes it.
+const LINGER: Duration = Duration::from_secs(30);
+/// How long a pipe that nobody waits for at this end may be without a connection. Enough for the first eight
+/// attempts; who started this process has left, and nobody will end it if it does not by itself.
+const ALONE_WAIT: Duration = Duration::from_secs(10);
+
+/// What the main thread hears.
+enum Word {
+    /// The pipe is over.
+    Over(End),
+    /// Standard output has everything that came, or does not take it.
+    Written(io::Result<()>),
+    /// Standard input has ended, and nobody reads standard output any more.
+    Alone,
+    /// SIGTERM or SIGINT.
+    Stop(i32),
+}
+
+/// One of each, which is all there can be: whoever sends never waits, and nothing is ever left out.
+const WORDS_MAX: usize = 4;
+
+/// How the pipe stands with its daemon.
+#[derive(Clone, Copy)]
+enum Link {
+    /// There was none yet.
+    Sought {
+        since: Moment,
+    },
+    Up,
+    Lost {
+        since: Moment,
+    },
+}
+
+impl Link {
+    fn down_since(self) -> Option<Moment> {
+        match self {
+            Link::Up => None,
+            Link::Sought { since } | Link::Lost { since } => Some(since),
         }
-    })?;
-    // It waits for signals until the process ends.
-    thread.detach();
-    Ok(())
+    }
 }
 
 impl Connect {
@@ -196,100 +116,165 @@ impl Connect {
         let rt = Rt::real();
         let dialer = self.way.dialer(&self.server)?;
         let pipes = Pipes::start(&rt, Settings::default(), Server::none())?;
-        redial_on_hangup(&rt, &pipes.handle())?;
+        let (tell, told) = rt.channel("connect", WORDS_MAX);
+        let stop = say_into(&tell);
+        signals::listen(&rt, &pipes.handle(), move |signal| stop(Word::Stop(signal)))?;
         let (ours, theirs) = UnixStream::pair()?;
-        // Standard input and output cannot be polled; a thread for each carries them to a socket that can.
-        let (tell, told) = rt.channel("pipe-over", 1);
+        let link = Arc::new(Lock::new(Link::Sought { since: rt.now() }));
         let mut plan = self.way.plan(&dialer, &self.target);
         plan.events = {
-            let (way, target) = (self.way.clone(), self.target.clone());
-            let connected = std::sync::atomic::AtomicBool::new(false);
+            let (rt, way, target) = (rt.clone(), self.way.clone(), self.target.clone());
+            let (link, over) = (link.clone(), say_into(&tell));
             Arc::new(move |event| {
                 way.tell(&target, &event);
+                let now = rt.now();
                 match event {
-                    Event::Connected { .. } => connected.store(true, std::sync::atomic::Ordering::Relaxed),
-                    Event::Over(end) => {
-                        over(&tell, connected.load(std::sync::atomic::Ordering::Relaxed), end)
-                    }
-                    _ => {}
+                    Event::Connected { .. } | Event::Recovered { .. } => *link.lock() = Link::Up,
+                    Event::Lost { .. } => *link.lock() = Link::Lost { since: now },
+                    Event::Trouble(_) => {}
+                    Event::Over(end) => over(Word::Over(end)),
                 }
             })
         };
         pipes.handle().open_socket(plan, Socket::unix(theirs)?)?;
-        let input = ours.try_clone()?;
-        // It may sit in a read of standard input for ever; the process does not wait for it.
-        rt.spawn("stdin", move || carry(io::stdin().lock(), &mut &input, true))?.detach();
-        let done = rt.channel("stdout-done", 1);
-        let output = rt.spawn("stdout", {
-            let done = done.0;
-            move || {
-                let carried = carry(&ours, &mut io::stdout().lock(), false);
-                // One message for a channel of one.
-                let _ = done.try_send(());
-                carried
+        // Standard input and output cannot be polled; a thread for each carries them to a socket that can.
+        // Either may sit there for ever; the process does not wait for them.
+        let (input, alone) = (ours.try_clone()?, say_into(&tell));
+        rt.spawn("stdin", move || {
+            // Not taken any more: the pipe is over, and whoever waits for that hears of it.
+            let _ = carry(io::stdin().lock(), &input);
+            if let Err(error) = input.shutdown(Shutdown::Write) {
+                log::debug!("pipes: ending a direction: {error}");
             }
-        })?;
-        finish(&rt, &told, &done.1, output)
-    }
-}
-
-fn over(tell: &Sender<(bool, End)>, connected: bool, end: End) {
-    // One end for a channel of one.
-    if tell.try_send((connected, end)).is_err() {
-        log::debug!("pipes: a pipe ended twice");
-    }
-}
-
-/// Waits for the pipe's end and for what it still brings.
-fn finish(
-    rt: &Rt,
-    told: &Receiver<(bool, End)>,
-    written: &Receiver<()>,
-    output: crate::rt::Thread<io::Result<()>>,
-) -> Result<(), Failure> {
-    // Woken by the end of the pipe. A standard output that is gone shows as an end of the target's side.
-    let (connected, end) =
-        told.recv().map_err(|_| Failure::new(Exit::Failed, "internal", "the pipe's thread is gone"))?;
-    // What came before the end still goes out, unless nobody takes it.
-    match written.recv_deadline(rt.now() + Duration::from_secs(30)) {
-        Ok(()) | Err(RecvTimeoutError::Disconnected) => drop(output),
-        Err(RecvTimeoutError::Timeout) => output.detach(),
-    }
-    verdict(connected, &end)
-}
-
-/// Copies until the end; then tells the other side that this direction is over.
-fn carry(mut from: impl Read, to: &mut (impl Write + EndOf), half_close: bool) -> io::Result<()> {
-    let mut buffer = vec![0; 64 * 1024];
-    let copied = loop {
-        match from.read(&mut buffer) {
-            Ok(0) => break Ok(()),
-            Ok(count) => {
-                if let Err(error) = to.write_all(&buffer[..count]).and_then(|()| to.flush()) {
-                    break Err(error);
-                }
+            match until_nobody_reads() {
+                Ok(()) => alone(Word::Alone),
+                Err(error) => log::debug!("pipes: watching standard output: {error}"),
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => break Err(error),
+        })?
+        .detach();
+        let written = say_into(&tell);
+        rt.spawn("stdout", move || written(Word::Written(carry(&ours, io::stdout().lock()))))?.detach();
+        let verdict = wait(&rt, &told, &link);
+        signals::leave(&rt, pipes);
+        verdict
+    }
+}
+
+/// A way to tell the main thread.
+fn say_into(tell: &Sender<Word>) -> impl Fn(Word) + Send + Sync + 'static {
+    let tell = tell.clone();
+    move |word| {
+        // Full: it was said before. Disconnected: the command is over.
+        let _ = tell.try_send(word);
+    }
+}
+
+fn look(link: &Lock<Link>) -> Link {
+    *link.lock()
+}
+
+/// How far the main thread has come.
+enum Stage {
+    Carrying,
+    /// Nobody is left at this end. What was sent still gets there, as it would over TCP, if there is a way.
+    Alone {
+        since: Moment,
+    },
+    /// The pipe is over. What came before still goes out, unless nobody takes it by then.
+    Over {
+        end: End,
+        by: Moment,
+    },
+}
+
+impl Stage {
+    /// When to look again although nothing is heard.
+    fn until(&self, now: Moment, link: Link) -> Option<Moment> {
+        match self {
+            Stage::Carrying => None,
+            // With a link it is up to the target; whether there still is one is looked at then.
+            Stage::Alone { since } => Some(link.down_since().unwrap_or(now).max(*since) + ALONE_WAIT),
+            Stage::Over { by, .. } => Some(*by),
         }
-    };
-    if half_close || copied.is_err() {
-        to.end();
     }
-    copied
 }
 
-/// What can be told that no more is written to it.
-trait EndOf {
-    fn end(&mut self) {}
+/// Waits for the pipe's end and for what it still brings, or for a reason to leave before.
+fn wait(rt: &Rt, told: &Receiver<Word>, link: &Lock<Link>) -> Result<(), Failure> {
+    let mut stage = Stage::Carrying;
+    let mut is_written = false;
+    loop {
+        let standing = look(link);
+        let word = match stage.until(rt.now(), standing) {
+            Some(until) => told.recv_deadline(until),
+            None => told.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        let standing = look(link);
+        let connected = !matches!(standing, Link::Sought { .. });
+        stage = match (stage, word) {
+            (_, Ok(Word::Stop(signal))) => return Err(stopped(signal)),
+            (Stage::Over { end, .. }, Ok(Word::Written(written))) => {
+                return verdict(connected, &end).and(written.map_err(Failure::from));
+            }
+            (Stage::Over { end, .. }, Err(_)) => return verdict(connected, &end),
+            // Nobody reads it any more, or the disk is full: what comes would have nowhere to go.
+            (_, Ok(Word::Written(Err(error)))) => return Err(error.into()),
+            (stage, Ok(Word::Written(Ok(())))) => {
+                is_written = true;
+                stage
+            }
+            (_, Ok(Word::Over(end))) if is_written => return verdict(connected, &end),
+            (_, Ok(Word::Over(end))) => Stage::Over { end, by: rt.now() + LINGER },
+            (Stage::Carrying, Ok(Word::Alone)) => Stage::Alone { since: rt.now() },
+            (stage, Ok(Word::Alone)) => stage,
+            (stage @ Stage::Alone { .. }, Err(RecvTimeoutError::Timeout)) => {
+                if standing.down_since().is_some_and(|since| since + ALONE_WAIT <= rt.now()) {
+                    let text = "no connection, and nobody left at this end who waits for one";
+                    return Err(Failure::new(Exit::Failed, "left_alone", text).exit_with(5));
+                }
+                stage
+            }
+            (Stage::Carrying | Stage::Alone { .. }, Err(_)) => {
+                return Err(Failure::new(Exit::Failed, "internal", "the pipe's thread is gone"));
+            }
+        };
+    }
 }
 
-impl EndOf for io::StdoutLock<'_> {}
+/// Like a shell says it of a process that a signal ended: what was carried is not whole.
+fn stopped(signal: i32) -> Failure {
+    let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+    let exit = u8::try_from(128 + signal).expect("signals are small numbers");
+    Failure::new(Exit::Failed, "stopped", format!("ended by {name}")).exit_with(exit)
+}
 
-impl EndOf for &UnixStream {
-    fn end(&mut self) {
-        if let Err(error) = self.shutdown(Shutdown::Write) {
-            log::debug!("pipes: ending a direction: {error}");
+/// Copies until there is no more; an error if it is not taken any more.
+fn carry(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(&buffer[..count]).and_then(|()| to.flush())?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                // A terminal that was closed, a pipe that broke off: nothing more comes from there.
+                log::debug!("pipes: reading: {error}");
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Waits until nobody reads standard output any more: for ever, if it is a file.
+fn until_nobody_reads() -> io::Result<()> {
+    let stdout = io::stdout();
+    // Asked for nothing, the system still tells of a broken pipe and of a closed socket.
+    let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+    loop {
+        match poll(&mut watched, None) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -313,16 +298,12 @@ mod tests {
             (true, Ending::Killed, 5),
             (true, Ending::TargetReset, 5),
             (true, Ending::Shutdown, 5),
-            (false, Ending::TargetUnreachable, 6),
+            (false, Ending::TargetUnreachable, 4),
+            (false, Ending::ServerUnreachable, 6),
             (false, Ending::Limit, 6),
             (true, Ending::Protocol, 7),
         ] {
             assert_eq!(exit(connected, code), expected, "{code} connected: {connected}");
         }
-    }
-
-    #[test]
-    fn bytes_read_as_people_say_them() {
-        assert_eq!([0, 1_023, 41 * 1_024, 3 << 20].map(in_bytes), ["0 B", "1023 B", "41 KiB", "3.0 MiB"]);
     }
 }

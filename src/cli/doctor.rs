@@ -8,8 +8,11 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
+use self::pipes::Grace;
+use super::way::Route;
 use super::{Api, Exit, Failure, Remote, say};
 use crate::client::http::ApiError;
+use crate::engine::pipes::http::Proxy;
 use crate::rt::Rt;
 
 /// Look at a daemon and at what lies between: reach, readiness, round trip, credentials, live reads,
@@ -17,7 +20,8 @@ use crate::rt::Rt;
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "Examples:\n  towpath doctor https://edge.example.com\n  towpath doctor --json\n  \
-    towpath doctor --pipe host:22 --idle 300\n\n\
+    towpath doctor --pipe host:22 --idle 300 --ssh host.work\n  \
+    towpath doctor https://edge.example.com --proxy http://proxy:3128 --ca ours.pem\n\n\
     Each line says what was looked at, what was found, and what to do about it. Exit 1 if anything\n\
     is wrong."
 )]
@@ -26,6 +30,8 @@ pub(super) struct Doctor {
     address: Option<String>,
     #[command(flatten)]
     remote: Remote,
+    #[command(flatten)]
+    route: Route,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -35,6 +41,9 @@ pub(super) struct Doctor {
     /// For how many seconds
     #[arg(long, value_name = "SECONDS", default_value = "40", requires = "pipe")]
     idle: u64,
+    /// Look at how ssh is set up for this host, as ~/.ssh/config names it
+    #[arg(long, value_name = "HOST")]
+    ssh: Option<String>,
 }
 
 /// What was found about one thing.
@@ -65,18 +74,34 @@ impl Doctor {
         if let Some(address) = self.address.take() {
             self.remote.url = address;
         }
-        let api = self.remote.api()?;
         let rt = Rt::real();
-        let mut findings = vec![reach(&api)];
+        let mut findings = Vec::new();
+        match self.api()? {
+            Some(api) => {
+                findings.push(reach(&api));
+                if findings[0].well {
+                    findings.extend([
+                        readiness(&api),
+                        round_trip(&rt, &api),
+                        credentials(&api),
+                        live(&rt, &api),
+                    ]);
+                }
+            }
+            None => findings.push(Finding::good("reach", "not tried: only pipes go through a SOCKS proxy")),
+        }
         if findings[0].well {
-            findings.extend([readiness(&api), round_trip(&rt, &api), credentials(&api), live(&rt, &api)]);
-            let (passage, transport) = pipes::passage(&rt, &self.remote)?;
+            let (passage, transport) = pipes::passage(&rt, &self.remote, &self.route)?;
             findings.push(passage);
+            let mut grace = Grace::Default;
             if let (Some(transport), Some(target)) = (transport, &self.pipe) {
                 let wait = Duration::from_secs(self.idle);
-                findings.push(pipes::idle(&rt, &self.remote, transport, target, wait)?);
+                let dialer = self.route.dialer(&self.remote, transport)?;
+                let (finding, told) = pipes::idle(&rt, dialer, target, wait)?;
+                findings.push(finding);
+                grace = told;
             }
-            findings.push(pipes::ssh());
+            findings.push(pipes::ssh(self.ssh.as_deref(), grace));
         }
         let ill = findings.iter().filter(|finding| !finding.well).count();
         if self.json {
@@ -102,6 +127,27 @@ impl Doctor {
                 format!("{ill} of {} things are wrong", findings.len()),
             )),
         }
+    }
+}
+
+impl Doctor {
+    /// A client for the daemon, by the way that its pipes go, if requests can go there.
+    fn api(&self) -> Result<Option<Api>, Failure> {
+        let proxy = match self.route.proxy(&self.remote.url)? {
+            None => None,
+            Some(Proxy::Socks5 { .. }) => return Ok(None),
+            Some(Proxy::Http { host, port, login }) => {
+                let mut proxy = ureq::Proxy::builder(ureq::ProxyProtocol::Http).host(&host).port(port);
+                if let Some(login) = &login {
+                    let (user, password) = login.split_once(':').unwrap_or((login, ""));
+                    proxy = proxy.username(user).password(password);
+                }
+                let bad = |error: ureq::Error| Failure::new(Exit::Usage, "bad_proxy", error.to_string());
+                Some(proxy.build().map_err(bad)?)
+            }
+        };
+        let trusted = self.route.ca.as_deref();
+        Ok(Some(Api::by_way(&self.remote.url, self.remote.token()?, trusted, proxy)?))
     }
 }
 

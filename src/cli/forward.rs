@@ -1,16 +1,21 @@
 //! `towpath forward`
 
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use clap::Args;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
 
-use super::connect::{Way, redial_on_hangup};
-use super::{Exit, Failure, say};
+use super::way::Way;
+use super::{Exit, Failure, say, signals};
 use crate::engine::pipes::carrier::Socket;
 use crate::engine::pipes::http::HttpDialer;
-use crate::engine::pipes::{Pipes, PipesHandle, Server, Settings};
+use crate::engine::pipes::{Event, Pipes, PipesHandle, Server, Settings};
 use crate::rt::Rt;
 use crate::wire::pace;
 
@@ -21,7 +26,8 @@ use crate::wire::pace;
     towpath forward -L 127.0.0.1:8080:web:80 -L 2222:host:22 https://edge.example.com\n  \
     towpath forward -L 5433:unix:/run/postgresql/.s.PGSQL.5432 https://edge.example.com\n\n\
     It prints one line for each port when it listens, and runs until it is stopped.\n\
-    SIGHUP dials now: the network changed.")]
+    SIGHUP dials now: the network changed. SIGTERM and SIGINT stop it: it takes no more connections,\n\
+    ends its pipes on both sides and exits with 0; a second one ends it at once.")]
 pub(super) struct Forward {
     /// `[address:]port:host:port` or `[address:]port:unix:/path`; port 0 takes any that is free
     #[arg(short = 'L', value_name = "SPEC", required = true)]
@@ -65,72 +71,130 @@ impl Spec {
     }
 }
 
+/// A local port and where its connections go.
+struct Port {
+    listener: TcpListener,
+    target: String,
+    /// The system has no descriptor for another connection; that was said.
+    is_stuck: bool,
+}
+
+/// What a connection needs to become a pipe.
+struct Opener {
+    pipes: PipesHandle,
+    way: Way,
+    dialer: Arc<HttpDialer>,
+    /// The command was told to stop: how its pipes end is no news.
+    stopping: Arc<AtomicBool>,
+}
+
+/// How long nobody is accepted after the system had no descriptor for it: pipes that end give theirs back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The poller's token that means "somebody wants this to stop".
+const STOP: Token = Token(usize::MAX);
+
 impl Forward {
     pub(super) fn run(self) -> Result<(), Failure> {
         let rt = Rt::real();
         let specs: Vec<Spec> = self.local.iter().map(|spec| Spec::parse(spec)).collect::<Result<_, _>>()?;
         let dialer = self.way.dialer(&self.server)?;
         let pipes = Pipes::start(&rt, Settings::default(), Server::none())?;
-        redial_on_hangup(&rt, &pipes.handle())?;
-        let mut threads = Vec::new();
-        for spec in specs {
-            let listener = pace::listen(&spec.listen).map_err(|error| {
-                Failure::new(
-                    Exit::CannotCreate,
-                    "cannot_listen",
-                    format!("listening on {}: {error}", spec.listen),
-                )
-            })?;
-            say(format!("forwarding {} to {}", listener.local_addr()?, spec.target))?;
-            let (handle, way, dialer) = (pipes.handle(), self.way.clone(), dialer.clone());
-            threads.push(rt.spawn(format!("forward-{}", spec.listen), move || {
-                accept_all(&listener, &spec.target, &handle, &way, &dialer);
-            })?);
+        let mut poll = Poll::new()?;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let waker = Waker::new(poll.registry(), STOP)?;
+        let stop = stopping.clone();
+        signals::listen(&rt, &pipes.handle(), move |_| {
+            stop.store(true, Ordering::SeqCst);
+            if let Err(error) = waker.wake() {
+                log::error!("pipes: waking the thread that accepts failed: {error}");
+            }
+        })?;
+        let mut ports: Vec<Port> =
+            specs.into_iter().map(|spec| spec.listen(&poll)).collect::<Result<_, _>>()?;
+        let opener = Opener { pipes: pipes.handle(), way: self.way, dialer, stopping: stopping.clone() };
+        let mut events = Events::with_capacity(16);
+        while !stopping.load(Ordering::SeqCst) {
+            ports.iter_mut().for_each(|port| port.accept_all(&opener));
+            if ports.iter().any(|port| port.is_stuck) {
+                rt.sleep(ACCEPT_PAUSE);
+                continue;
+            }
+            // Woken by a connection to a port, or by a signal.
+            match poll.poll(&mut events, None) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
+                _ => {}
+            }
         }
-        // They accept until the process is stopped.
-        drop(threads);
+        // The doors first, so that nobody comes in whose pipe would be over at once.
+        drop(ports);
+        signals::leave(&rt, pipes);
         Ok(())
     }
 }
 
-fn accept_all(
-    listener: &TcpListener,
-    target: &str,
-    pipes: &PipesHandle,
-    way: &Way,
-    dialer: &Arc<HttpDialer>,
-) {
-    for stream in listener.incoming() {
-        let opened =
-            stream.map_err(Failure::from).and_then(|stream| open(stream, target, pipes, way, dialer));
-        if let Err(failure) = opened {
-            // This connection is closed; the others, and those to come, go on.
-            failure.report();
+impl Spec {
+    fn listen(self, poll: &Poll) -> Result<Port, Failure> {
+        let listener = pace::listen(&self.listen).map_err(|error| {
+            let text = format!("listening on {}: {error}", self.listen);
+            Failure::new(Exit::CannotCreate, "cannot_listen", text)
+        })?;
+        listener.set_nonblocking(true)?;
+        // Any number will do: whoever wakes looks at all of them.
+        poll.registry().register(&mut SourceFd(&listener.as_raw_fd()), Token(0), Interest::READABLE)?;
+        say(format!("forwarding {} to {}", listener.local_addr()?, self.target))?;
+        Ok(Port { listener, target: self.target, is_stuck: false })
+    }
+}
+
+impl Port {
+    /// Takes whoever waits, as far as the system lets it.
+    fn accept_all(&mut self, opener: &Opener) {
+        loop {
+            let opened = match self.listener.accept() {
+                Ok((stream, peer)) => opener.open(stream, peer, &self.target),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => {
+                        self.is_stuck = false;
+                        return;
+                    }
+                    // Who came was gone before it was accepted.
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => continue,
+                    _ => return self.stuck(&error),
+                },
+            };
+            if let Err(failure) = opened {
+                // This connection is closed; the others, and those to come, go on.
+                failure.report();
+            }
+        }
+    }
+
+    fn stuck(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.is_stuck, true) {
+            let text = format!("cannot accept a connection to {}: {error}; others wait", self.target);
+            Failure::new(Exit::Failed, "accept_paused", text).report();
         }
     }
 }
 
-fn open(
-    stream: TcpStream,
-    target: &str,
-    pipes: &PipesHandle,
-    way: &Way,
-    dialer: &Arc<HttpDialer>,
-) -> Result<(), Failure> {
-    let mut plan = way.plan(dialer, target);
-    let name = stream.peer_addr().map(|peer| format!("{peer} to {target}"));
-    let name = name.unwrap_or_else(|_: io::Error| target.to_owned());
-    let way = way.clone();
-    plan.events = Arc::new(move |event| {
-        way.tell(&name, &event);
-        if let crate::engine::pipes::Event::Over(end) = &event
-            && let Err(failure) = super::connect::verdict(true, end)
-        {
-            failure.report();
-        }
-    });
-    pipes.open_socket(plan, Socket::tcp(stream)?)?;
-    Ok(())
+impl Opener {
+    fn open(&self, stream: TcpStream, peer: SocketAddr, target: &str) -> Result<(), Failure> {
+        let mut plan = self.way.plan(&self.dialer, target);
+        let name = format!("{peer} to {target}");
+        let (way, stopping) = (self.way.clone(), self.stopping.clone());
+        plan.events = Arc::new(move |event| {
+            way.tell(&name, &event);
+            if let Event::Over(end) = &event
+                && !stopping.load(Ordering::SeqCst)
+                && let Err(failure) = super::connect::verdict(true, end)
+            {
+                failure.report();
+            }
+        });
+        self.pipes.open_socket(plan, Socket::tcp(stream)?)?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -29,11 +29,13 @@ mod remote;
 mod replicas;
 mod river;
 mod serve;
+mod signals;
 mod spool;
 mod stream;
 mod token;
 mod top;
 mod version;
+mod way;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -54,7 +54,8 @@ pub(super) struct Serve {
     /// Let pages of this origin use the daemon, besides its own (repeat it for more) [server.allow_origins]
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
-    /// Listen where strangers can reach it although there is no authentication [server.insecure]
+    /// Listen where strangers can reach it although there is no authentication, and let the secrets of pipes
+    /// cross a network in the clear [server.insecure]
     #[arg(long)]
     insecure: bool,
     /// How much to say: error, warn, info, debug or trace [log.level]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -91,15 +92,26 @@ impl Api {
     /// # Errors
     /// When `base` is no `http://` or `https://` address.
     pub fn new(base: &str, token: Option<String>) -> Result<Api, ApiError> {
+        Api::by_way(base, token, None, ureq::Proxy::try_from_env())
+    }
+
+    /// The same, trusting the certificates of a file if there is one, and through this proxy or none.
+    pub(crate) fn by_way(
+        base: &str,
+        token: Option<String>,
+        trusted: Option<&Path>,
+        proxy: Option<ureq::Proxy>,
+    ) -> Result<Api, ApiError> {
         let base = base.trim_end_matches('/').to_owned();
         if !(base.starts_with("http://") || base.starts_with("https://")) {
             let text = "an address begins with http:// or https://".to_owned();
             return Err(ApiError::Unreachable { url: base, text });
         }
-        let tls = http_trust(None)
+        let tls = http_trust(trusted)
             .map_err(|error| ApiError::Unreachable { url: base.clone(), text: error.to_string() })?;
         let agent = ureq::Agent::config_builder()
             .tls_config(tls)
+            .proxy(proxy)
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .user_agent(concat!("towpath/", env!("CARGO_PKG_VERSION")))

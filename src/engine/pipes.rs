@@ -153,6 +153,8 @@ pub enum Event {
     Connected {
         /// Its public name.
         id: PipeId,
+        /// How long the server keeps it without a carrier; none is for ever.
+        grace: Option<Duration>,
     },
     /// The carrier was lost. Bytes wait.
     Lost {

@@ -2,14 +2,17 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use sha2::{Digest, Sha256};
 
 use crate::flaky::{Fault, Flaky, Weather};
-use crate::process::{Daemon, PATIENCE, run, told, towpath};
+use crate::front_scarce::ticks;
+use crate::process::{Daemon, PATIENCE, lines, run, told, towpath};
 
 /// A target that sends back what it gets, and ends when it is told to.
 pub(crate) fn echo() -> SocketAddr {
@@ -44,18 +47,100 @@ impl Drop for Killed {
     }
 }
 
+impl Killed {
+    /// Sends a signal by name, like `TERM`.
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success(), "it is there to be signalled");
+    }
+
+    /// What it exits with, by itself.
+    fn exit(&mut self) -> i32 {
+        let mut status = None;
+        until("it exits", || {
+            status = self.0.try_wait().expect("it can be waited for");
+            status.is_some()
+        });
+        status.and_then(|status| status.code()).expect("not by a signal")
+    }
+}
+
+/// Looks until it is so.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits for a line with `text` in it.
+fn heard(said: &Receiver<String>, text: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let line = said.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        if line.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {text}")).contains(text) {
+            return;
+        }
+    }
+}
+
+/// The daemon's pipes, as `towpath pipe ls` has them.
+fn listed(daemon: &Daemon) -> serde_json::Value {
+    let (exit, said) = told(&run(&["pipe", "ls", "--json", "--url", &daemon.url]));
+    assert_eq!(exit, 0, "{said}");
+    serde_json::from_str(&said).expect("JSON")
+}
+
+/// A target that greets with a byte and then only listens; it tells how much came when a connection ends.
+fn listener() -> (SocketAddr, Receiver<u64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let (tell, told) = sync_channel(16);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, tell) = (stream.expect("a connection"), tell.clone());
+            thread::spawn(move || {
+                stream.write_all(b"!").expect("it is there");
+                // An end and a reset are both one.
+                let mut count = 0;
+                let mut buffer = vec![0; 65_536];
+                while let Ok(read @ 1..) = stream.read(&mut buffer) {
+                    count += read as u64;
+                }
+                // The test may be over.
+                let _ = tell.send(count);
+            });
+        }
+    });
+    (address, told)
+}
+
+/// `towpath connect` to a [`listener`], through which its byte has come.
+fn connected(url: &str, target: SocketAddr, flags: &[&str]) -> Killed {
+    let mut command = towpath(&["connect", url, &target.to_string()]);
+    command.args(flags).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("towpath starts");
+    child.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("the target's greeting");
+    Killed(child)
+}
+
 /// `towpath forward` to a target, and where it listens.
 pub(crate) fn forward(url: &str, target: &str, flags: &[&str]) -> (Killed, SocketAddr) {
     let spec = format!("0:{target}");
     let mut command = towpath(&["forward", "-L", &spec, url]);
     command.args(flags).stdout(Stdio::piped());
-    let mut child = command.spawn().expect("towpath starts");
+    let mut running = Killed(command.spawn().expect("towpath starts"));
+    let address = forwards_at(&mut running);
+    (running, address)
+}
+
+fn forwards_at(running: &mut Killed) -> SocketAddr {
     let mut line = String::new();
-    let stdout = child.stdout.take().expect("piped");
+    let stdout = running.0.stdout.take().expect("piped");
     std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
     let address = line.split_whitespace().nth(1).expect("forwarding ADDRESS to TARGET");
-    let address = address.parse().expect("an address");
-    (Killed(child), address)
+    address.parse().expect("an address")
 }
 
 /// Sends `bytes` to an echo and checks what comes back, both at once. `look` hears how many came so far.
@@ -111,17 +196,129 @@ fn connect_says_by_its_exit_code_why_there_is_no_pipe() {
     };
     let daemon = Daemon::start(&["--allow", &nobody]);
     let nowhere = format!("http://{nobody}");
-    let cases: [(&[&str], i32, &str); 4] = [
+    // No resolver has to be asked about a name that is longer than names are.
+    let nameless = format!("{}.invalid:22", "x".repeat(64));
+    let absent = "unix:/no/such/socket";
+    let unreached = Daemon::start(&["--allow", &nameless, "--allow", absent]);
+    let cases: [(&[&str], i32, &str); 6] = [
         (&["connect", &daemon.url, &nobody], 4, "target_refused"),
         (&["connect", &daemon.url, "127.0.0.1:1"], 4, "not_allowed"),
         (&["connect", &daemon.url, "not a target"], 4, "not_allowed"),
-        (&["connect", &nowhere, &nobody, "--connect-timeout", "1"], 6, "target_unreachable"),
+        // Each would be tried for 30 seconds if that could help.
+        (&["connect", &unreached.url, &nameless], 4, "target_unreachable"),
+        (&["connect", &unreached.url, absent], 4, "target_unreachable"),
+        (&["connect", &nowhere, &nobody, "--connect-timeout", "1"], 6, "server_unreachable"),
     ];
     for (arguments, expected, code) in cases {
+        let begun = Instant::now();
         let (exit, said) = told(&run(arguments));
         assert_eq!(exit, expected, "{arguments:?}: {said}");
+        assert!(begun.elapsed() < PATIENCE, "{arguments:?} took {:?}", begun.elapsed());
         assert!(said.contains(code), "{arguments:?}: {said}");
     }
+}
+
+#[test]
+fn told_to_stop_they_end_their_pipes_on_both_sides() {
+    let (target, ended) = listener();
+    let daemon = Daemon::start(&["--allow", &target.to_string()]);
+    for signal in ["TERM", "INT"] {
+        let (mut running, address) = forward(&daemon.url, &target.to_string(), &[]);
+        let mut local = TcpStream::connect(address).expect("it listens");
+        local.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        local.read_exact(&mut [0]).expect("the target's greeting");
+        running.signal(signal);
+        assert_eq!(running.exit(), 0, "forward was told to stop, and did");
+        ended.recv_timeout(PATIENCE).expect("the target sees its connection end");
+        until("the daemon has no pipe", || listed(&daemon) == serde_json::json!([]));
+        assert!(TcpStream::connect(address).is_err(), "nobody accepts any more");
+
+        // Its standard input stays open, and a thread of it sits there.
+        let mut running = connected(&daemon.url, target, &[]);
+        running.signal(signal);
+        assert_eq!(running.exit(), if signal == "TERM" { 143 } else { 130 });
+        ended.recv_timeout(PATIENCE).expect("the target sees its connection end");
+        until("the daemon has no pipe", || listed(&daemon) == serde_json::json!([]));
+    }
+}
+
+#[test]
+fn connect_ends_when_nobody_takes_what_comes() {
+    let target = echo().to_string();
+    let daemon = Daemon::start(&["--allow", &target]);
+    let mut command = towpath(&["connect", &daemon.url, &target]);
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("towpath starts");
+    let mut running = Killed(child);
+    let mut stdin = running.0.stdin.take().expect("piped");
+    stdin.write_all(b"a").expect("it reads");
+    running.0.stdout.take().expect("piped").read_exact(&mut [0]).expect("it comes back");
+    // Who read has left, as `head` does; standard input stays open.
+    stdin.write_all(b"b").expect("it reads");
+    assert_eq!(running.exit(), 1);
+    until("the daemon has no pipe", || listed(&daemon) == serde_json::json!([]));
+    drop(stdin);
+}
+
+#[test]
+fn connect_leaves_when_nobody_is_left_at_its_end_and_there_is_no_connection() {
+    let (target, _ended) = listener();
+    let daemon = Daemon::start(&["--allow", &target.to_string()]);
+    let mut running = connected(&daemon.url, target, &[]);
+    let said = lines(running.0.stderr.take().expect("piped"));
+    daemon.signal("KILL");
+    heard(&said, "link lost");
+    // What ssh does when it ends: both pipes close, and its ProxyCommand gets a SIGHUP.
+    running.signal("HUP");
+    drop((running.0.stdin.take(), running.0.stdout.take()));
+    assert_eq!(running.exit(), 5);
+    heard(&said, "left_alone");
+}
+
+#[test]
+fn what_connect_was_given_arrives_although_nobody_waits_for_an_answer() {
+    let (target, ended) = listener();
+    let daemon = Daemon::start(&["--allow", &target.to_string()]);
+    let mut running = connected(&daemon.url, target, &[]);
+    drop(running.0.stdout.take());
+    let mut stdin = running.0.stdin.take().expect("piped");
+    stdin.write_all(&text(3_000_000)).expect("it reads");
+    drop(stdin);
+    assert_eq!(ended.recv_timeout(PATIENCE), Ok(3_000_000));
+    assert_eq!(running.exit(), 0);
+}
+
+#[test]
+fn forward_without_descriptors_says_so_once_and_waits() {
+    let target = echo().to_string();
+    let daemon = Daemon::start(&["--allow", &target]);
+    let mut command = towpath(&["forward", "-L", &format!("0:{target}"), &daemon.url]);
+    // Those that take the last descriptors have none to connect with, and give them back when they give up.
+    command.args(["--quiet", "--connect-timeout", "2"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = Killed(command.spawn().expect("towpath starts"));
+    let address = forwards_at(&mut running);
+    let said = lines(running.0.stderr.take().expect("piped"));
+    let pid = Pid::from_raw(i32::try_from(running.0.id()).expect("a pid")).expect("not zero");
+    let few = Rlimit { current: Some(64), maximum: Some(64) };
+    prlimit(Some(pid), Resource::Nofile, few).expect("a process may lower the limit of its child");
+
+    let sockets: Vec<TcpStream> =
+        (0..100).map(|_| TcpStream::connect(address).expect("the kernel takes it")).collect();
+    heard(&said, "accept_paused");
+
+    // How busy it is while it can accept nothing: this is what is measured, not waited for.
+    let (before, begun) = (ticks(running.0.id()), Instant::now());
+    thread::sleep(Duration::from_secs(1));
+    let busy = (ticks(running.0.id()) - before) as f64 / 100.0 / begun.elapsed().as_secs_f64();
+    assert!(busy < 0.2, "{:.1} % of a processor", busy * 100.0);
+    let again = said.try_iter().filter(|line| line.contains("accept_paused")).count();
+    assert_eq!(again, 0, "said once for as long as it lasts");
+
+    drop(sockets);
+    until("it carries again", || {
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0])).is_ok()
+    });
 }
 
 #[test]
@@ -248,12 +445,7 @@ fn pipes_are_listed_cut_and_killed_and_strangers_see_none() {
     stream.write_all(b"hi").expect("the pipe takes it");
     stream.read_exact(&mut got).expect("it comes back");
 
-    let list = || {
-        let (exit, said) = told(&run(&["pipe", "ls", "--json", "--url", &daemon.url]));
-        assert_eq!(exit, 0, "{said}");
-        serde_json::from_str::<serde_json::Value>(&said).expect("JSON")
-    };
-    let pipes = list();
+    let pipes = listed(&daemon);
     let id = pipes[0]["id"].as_str().expect("a pipe").to_owned();
     assert_eq!((pipes[0]["target"].as_str(), pipes[0]["state"].as_str()), (Some(&*target), Some("attached")));
     assert_eq!(
@@ -265,7 +457,7 @@ fn pipes_are_listed_cut_and_killed_and_strangers_see_none() {
     assert_eq!(exit, 0, "{said}");
     stream.write_all(b"hi").expect("the pipe takes it");
     stream.read_exact(&mut got).expect("it recovers");
-    let pipes = list();
+    let pipes = listed(&daemon);
     assert_eq!((&pipes[0]["resumes"], &pipes[0]["epoch"]), (&1.into(), &2.into()), "one dial for one cut");
     assert!(pipes[0]["round_trip_us"].as_u64().is_some(), "{pipes}");
 

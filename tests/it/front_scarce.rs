@@ -11,7 +11,7 @@ use crate::process::{Daemon, PATIENCE};
 const HEALTH: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// Clock ticks of processor time a process has used, of which there are a hundred in a second.
-fn ticks(pid: u32) -> u64 {
+pub(crate) fn ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the daemon runs");
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let number = |at: usize| fields[at].parse::<u64>().expect("a number");

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::cli_pipe::{Killed, echo, forward};
 use crate::effort::not_run;
 use crate::flaky::{Fault, Flaky, Weather};
-use crate::process::{Daemon, PATIENCE, program, run, told, towpath};
+use crate::process::{Daemon, PATIENCE, certificate, program, run, told, towpath};
 
 /// A running `towpath connect` to an echo.
 pub(crate) struct Connect {
@@ -236,6 +236,10 @@ fn a_proxy_in_the_environment_is_used_but_not_for_this_machine() {
     connect.ask("directly");
     assert_eq!(connect.end().0, 0);
     assert!(asked.try_recv().is_err(), "nothing on this machine goes through a proxy");
+    let mut command = towpath(&["connect", "http://edge.example", &target, "--connect-timeout", "1"]);
+    command.env("HTTP_PROXY", &proxy).env("NO_PROXY", "other.test, .example");
+    assert_eq!(Connect::start(&mut command).end().0, 6, "there is no such machine without the proxy");
+    assert!(asked.try_recv().is_err(), "nothing that is excepted goes through a proxy");
     // There is no TLS behind this one: what counts is where it was asked for.
     let connect = with_proxy("https://edge.example");
     assert_eq!(asked.recv_timeout(PATIENCE).expect("it was asked"), "CONNECT edge.example:443 HTTP/1.1");
@@ -520,9 +524,74 @@ fn doctor_says_how_pipes_get_through_and_whether_an_idle_one_lasts() {
     assert_eq!(exit, 0, "{findings:?}");
     let (well, found) = about(&findings, "pipes");
     assert!(well && found.starts_with("the upgrade passes, no proxy, "), "{found}");
-    assert_eq!(about(&findings, "pipe idle"), (true, "kept for 1 s without a byte".to_owned()));
+    assert_eq!(
+        about(&findings, "pipe idle"),
+        (true, "kept for 1 s with nothing but its own questions".to_owned())
+    );
     assert!(about(&findings, "ssh").0);
     let (exit, findings) = look(&["--pipe", &nobody]);
     let (well, found) = about(&findings, "pipe idle");
     assert!(exit == 1 && !well && found.contains("target_refused"), "{found}");
+}
+
+#[test]
+fn doctor_goes_the_way_that_pipes_go_and_looks_at_the_ssh_of_the_host_that_is_named() {
+    let target = echo().to_string();
+    let identity = ["localhost.pem", "localhost.key"].map(|name| certificate(name).display().to_string());
+    let daemon = Daemon::start_with(&["--allow", &target], |command| {
+        let [chain, key] = &identity;
+        command.env("TOWPATH_TLS__CERTIFICATE", chain).env("TOWPATH_TLS__KEY", key);
+        command.env("TOWPATH_PIPES__GRACE", "45s");
+    });
+    let to = daemon.url.trim_start_matches("https://").parse().expect("an address");
+    let (http, asked) = proxy(to, http_proxy);
+    let (socks, socks_asked) = proxy(to, socks_proxy);
+    let authority = certificate("authority.pem").display().to_string();
+    // An ssh that is set up for one host as the manual says, and for others gives up after 45 seconds.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let ssh = folder.path().join("ssh");
+    let script = "#!/bin/sh\n[ \"$3\" = host.work ] && every=0 || every=15\n\
+                  printf 'serveraliveinterval %s\\nserveralivecountmax 3\\n' $every\n";
+    std::fs::write(&ssh, script).expect("written");
+    std::fs::set_permissions(&ssh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("ours");
+    let look = |flags: &[&str]| {
+        let mut command = towpath(&[&["doctor", "https://localhost", "--json"], flags].concat());
+        let output = command.env("PATH", folder.path()).output().expect("towpath runs");
+        let (exit, said) = told(&output);
+        let said = said.lines().next().expect("a line of JSON");
+        (exit, serde_json::from_str::<Vec<serde_json::Value>>(said).unwrap_or_else(|_| panic!("{said}")))
+    };
+    let about = |findings: &[serde_json::Value], what: &str| {
+        let finding = findings.iter().find(|finding| finding["what"] == what);
+        let finding = finding.unwrap_or_else(|| panic!("nothing about {what} in {findings:?}")).clone();
+        (finding["found"].as_str().expect("text").to_owned(), finding["advice"].is_string())
+    };
+
+    let proxied = format!("http://me:pw@{http}");
+    let (exit, findings) = look(&["--proxy", &proxied]);
+    assert_eq!(exit, 1, "nobody here trusts that authority: {findings:?}");
+    while asked.try_recv().is_ok() {}
+    let trusting = ["--proxy", &proxied, "--ca", &authority];
+    let (exit, findings) = look(&trusting);
+    assert_eq!(exit, 0, "{findings:?}");
+    assert_eq!(asked.recv_timeout(PATIENCE).expect("it was asked"), "CONNECT localhost:443 HTTP/1.1");
+    assert!(about(&findings, "pipes").0.starts_with(&format!("the upgrade passes, through http://{http}, ")));
+    let (found, advice) = about(&findings, "ssh");
+    assert!(advice && found.contains("45 s of silence") && found.contains("a day"), "{found}");
+
+    let (exit, findings) =
+        look(&[&trusting[..], &["--transport", "websocket", "--ssh", "host.work"]].concat());
+    assert_eq!(exit, 0, "{findings:?}");
+    assert!(about(&findings, "pipes").0.starts_with("a WebSocket passes"), "{findings:?}");
+    assert_eq!(about(&findings, "ssh"), ("does not end a session by itself".to_owned(), false));
+
+    let (exit, findings) = look(&[&trusting[..], &["--pipe", &target, "--idle", "1"]].concat());
+    assert_eq!(exit, 0, "{findings:?}");
+    let (found, advice) = about(&findings, "ssh");
+    assert!(!advice && found.contains("later than a pipe does"), "the daemon's grace is 45 s: {found}");
+
+    let (exit, findings) = look(&["--proxy", &format!("socks5://me:pw@{socks}"), "--ca", &authority]);
+    assert_eq!(exit, 0, "{findings:?}");
+    assert_eq!(socks_asked.recv_timeout(PATIENCE).expect("it was asked"), "localhost:443");
+    assert!(about(&findings, "pipes").0.starts_with("the upgrade passes, through socks5://"), "{findings:?}");
 }

@@ -199,7 +199,7 @@ impl Drop for Daemon {
 }
 
 /// The lines of a pipe, read on a thread so that the writer never blocks.
-fn lines(pipe: ChildStderr) -> Receiver<String> {
+pub(crate) fn lines(pipe: ChildStderr) -> Receiver<String> {
     let (tell, told) = sync_channel(100_000);
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {

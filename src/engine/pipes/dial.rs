@@ -62,7 +62,7 @@ impl DialError {
 
     /// The connection broke, or never came to be.
     pub fn io(doing: &str, error: &io::Error) -> DialError {
-        DialError::later(End::new(Ending::TargetUnreachable, format!("{doing}: {error}")))
+        DialError::later(End::new(Ending::ServerUnreachable, format!("{doing}: {error}")))
     }
 }
 

@@ -575,7 +575,7 @@ pub fn ended(end: &End) -> io::Error {
     let kind = match end.code {
         Ending::Eof => io::ErrorKind::BrokenPipe,
         Ending::TargetRefused => io::ErrorKind::ConnectionRefused,
-        Ending::TargetUnreachable => io::ErrorKind::HostUnreachable,
+        Ending::TargetUnreachable | Ending::ServerUnreachable => io::ErrorKind::HostUnreachable,
         Ending::TargetReset => io::ErrorKind::ConnectionReset,
         Ending::NotAllowed | Ending::Auth => io::ErrorKind::PermissionDenied,
         _ => io::ErrorKind::ConnectionAborted,

@@ -228,7 +228,7 @@ impl HttpDialer {
         let (head, early) = answered.map_err(|error| match error.get_ref() {
             Some(inner) if inner.is::<rustls::Error>() => {
                 // A certificate does not become valid by asking again, but a captive portal goes away.
-                DialError::later(End::new(Ending::TargetUnreachable, format!("TLS failed: {error}")))
+                DialError::later(End::new(Ending::ServerUnreachable, format!("TLS failed: {error}")))
             }
             _ => DialError::io("the server did not answer the upgrade", &error),
         })?;
@@ -315,7 +315,7 @@ fn refused(answer: &Answer) -> DialError {
         // A firewall, a captive portal, a login page: in another network it may be gone.
         401 | 403 => DialError::later(End::new(Ending::Auth, text("(and it is not a daemon that says so)"))),
         503 | 502 | 504 | 429 => DialError::later(End::new(Ending::Limit, text("(try again)"))),
-        _ => DialError::later(End::new(Ending::TargetUnreachable, text("(is this a towpath daemon?)"))),
+        _ => DialError::later(End::new(Ending::ServerUnreachable, text("(is this a towpath daemon?)"))),
     };
     error.retry_after = std::time::Duration::from_secs(answer.retry_after.min(60));
     error
@@ -419,7 +419,7 @@ fn through(proxy: &Proxy, stream: &mut (impl Read + Write), host: &str, port: u1
                 ))),
                 status => {
                     let text = format!("the proxy {proxy:?} answered {status}");
-                    Err(DialError::later(End::new(Ending::TargetUnreachable, text)))
+                    Err(DialError::later(End::new(Ending::ServerUnreachable, text)))
                 }
             }
         }

@@ -36,11 +36,13 @@ pub enum Ending {
     Protocol = 13,
     /// A bug.
     Internal = 14,
+    /// The client cannot reach the server. A client says so of itself; it never goes over the wire.
+    ServerUnreachable = 15,
 }
 
 impl Ending {
     /// Every ending, each at its number.
-    pub const ALL: [Ending; 15] = [
+    pub const ALL: [Ending; 16] = [
         Ending::Eof,
         Ending::TargetRefused,
         Ending::TargetUnreachable,
@@ -56,6 +58,7 @@ impl Ending {
         Ending::Shutdown,
         Ending::Protocol,
         Ending::Internal,
+        Ending::ServerUnreachable,
     ];
 
     /// The ending with that number; one from a newer peer reads as [`Ending::Internal`].
@@ -81,6 +84,7 @@ impl Ending {
             Ending::Shutdown => "shutdown",
             Ending::Protocol => "protocol",
             Ending::Internal => "internal",
+            Ending::ServerUnreachable => "server_unreachable",
         }
     }
 }

@@ -49,7 +49,7 @@ impl Shard {
                 None if let Role::Client(client) = &live.role
                     && client.known.is_none() =>
                 {
-                    let silent = || End::new(Ending::TargetUnreachable, "no server answered in time");
+                    let silent = || End::new(Ending::ServerUnreachable, "no server answered in time");
                     client.last_error.clone().unwrap_or_else(silent)
                 }
                 None => End::new(Ending::GraceExpired, "nobody came back for it in time"),

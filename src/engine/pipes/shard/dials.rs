@@ -172,7 +172,7 @@ impl Shard {
         client.last_error = None;
         client.replace_at = client.carrier_age.map(|age| now + spread(age, draw));
         (client.events)(match was_known {
-            false => Event::Connected { id: welcome.id },
+            false => Event::Connected { id: welcome.id, grace: welcome.grace },
             true => Event::Recovered { down_for, replayed },
         });
         self.shared.figures.replayed(replayed);
