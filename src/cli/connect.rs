@@ -1,5 +1,6 @@
 //! `towpath connect`
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use socket2::SockRef;
 
 use super::way::Way;
 use super::{Exit, Failure, signals};
@@ -153,7 +155,10 @@ impl Connect {
         })?
         .detach();
         let written = say_into(&tell);
-        rt.spawn("stdout", move || written(Word::Written(carry(&ours, io::stdout().lock()))))?.detach();
+        rt.spawn("stdout", move || {
+            written(Word::Written(carry(&ours, io::stdout().lock()).and_then(|()| end_output())));
+        })?
+        .detach();
         let verdict = wait(&rt, &told, &link);
         signals::leave(&rt, pipes);
         verdict
@@ -263,6 +268,21 @@ fn carry(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
             }
         }
     }
+}
+
+/// The target's direction is over, and whoever reads standard output is to see it while standard input goes on.
+fn end_output() -> io::Result<()> {
+    let stdout = io::stdout();
+    // Where it is a socket, as an inetd has it, standard input may be the same one.
+    match SockRef::from(&stdout).shutdown(Shutdown::Write) {
+        Err(error) if !matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::NOTSOCK)) => {
+            log::debug!("pipes: ending a direction: {error}");
+        }
+        _ => {}
+    }
+    // Anything else ends by being closed. Its place is kept: nothing that is opened later may become it.
+    let nowhere = File::options().write(true).open("/dev/null")?;
+    Ok(rustix::stdio::dup2_stdout(&nowhere)?)
 }
 
 /// Waits until nobody reads standard output any more: for ever, if it is a file.

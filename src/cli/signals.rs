@@ -14,7 +14,7 @@ use crate::rt::Rt;
 const LEAVE_WAIT: Duration = Duration::from_secs(2);
 
 /// SIGHUP dials now: the network changed. The first SIGTERM or SIGINT calls `stop`, a second one ends the
-/// process at once.
+/// process at once. SIGHUP does the same where it means what it meant first: the terminal is gone.
 pub(super) fn listen(
     rt: &Rt,
     pipes: &PipesHandle,
@@ -22,11 +22,12 @@ pub(super) fn listen(
 ) -> Result<(), Failure> {
     let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
     let pipes = pipes.clone();
+    let had_terminal = has_terminal();
     let thread = rt.spawn("signals", move || {
         let mut is_told = false;
         for signal in &mut signals {
             match signal {
-                SIGHUP => pipes.redial(),
+                SIGHUP if !had_terminal || has_terminal() => pipes.redial(),
                 _ if is_told => std::process::exit(128 + signal),
                 _ => {
                     is_told = true;
@@ -38,6 +39,11 @@ pub(super) fn listen(
     // It waits for signals until the process ends.
     thread.detach();
     Ok(())
+}
+
+/// Whether this process can be reached from a terminal.
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
 }
 
 /// Ends every pipe with a word to its daemon, which would keep it for its grace otherwise.

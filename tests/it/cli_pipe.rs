@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
@@ -10,9 +11,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use sha2::{Digest, Sha256};
 
+use crate::effort::not_run;
 use crate::flaky::{Fault, Flaky, Weather};
 use crate::front_scarce::ticks;
-use crate::process::{Daemon, PATIENCE, lines, run, told, towpath};
+use crate::process::{Daemon, PATIENCE, lines, program, run, told, towpath};
 
 /// A target that sends back what it gets, and ends when it is told to.
 pub(crate) fn echo() -> SocketAddr {
@@ -257,6 +259,68 @@ fn connect_ends_when_nobody_takes_what_comes() {
     assert_eq!(running.exit(), 1);
     until("the daemon has no pipe", || listed(&daemon) == serde_json::json!([]));
     drop(stdin);
+}
+
+#[test]
+fn who_reads_what_connect_prints_sees_the_end_of_it_while_it_is_still_written_to() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let target = listener.local_addr().expect("bound").to_string();
+    let (tell, told) = sync_channel(1);
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        stream.write_all(b"bye").expect("it is there");
+        stream.shutdown(Shutdown::Write).expect("open");
+        let mut got = String::new();
+        stream.read_to_string(&mut got).expect("text");
+        tell.send(got).expect("somebody waits");
+    });
+    let daemon = Daemon::start(&["--allow", &target]);
+    let mut command = towpath(&["connect", &daemon.url, &target]);
+    let mut child =
+        Killed(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("towpath starts"));
+    let mut got = String::new();
+    child.0.stdout.take().expect("piped").read_to_string(&mut got).expect("text");
+    assert_eq!(got, "bye");
+    let mut input = child.0.stdin.take().expect("piped");
+    input.write_all(b"and more").expect("it is there");
+    drop(input);
+    assert_eq!(told.recv_timeout(PATIENCE).expect("the target's end"), "and more");
+    assert_eq!(child.0.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
+fn a_forward_whose_terminal_is_closed_leaves() {
+    if !Path::new("/usr/bin/script").exists() {
+        return not_run("a terminal to close needs /usr/bin/script, and there is none");
+    }
+    let (target, _) = listener();
+    let daemon = Daemon::start(&["--allow", &target.to_string()]);
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let said = place.path().join("said");
+    let inside = format!(
+        "echo $$ > {}; exec {} forward -L 0:{target} {} > {}",
+        place.path().join("pid").display(),
+        program().display(),
+        daemon.url,
+        said.display()
+    );
+    let mut terminal = std::process::Command::new("/usr/bin/script");
+    terminal.args(["-qc", &inside, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let terminal = Killed(terminal.spawn().expect("it starts"));
+    let address = || {
+        let text = std::fs::read_to_string(&said).ok()?;
+        text.split_whitespace().nth(1)?.parse::<SocketAddr>().ok()
+    };
+    until("it listens", || address().is_some());
+    let mut local = TcpStream::connect(address().expect("seen a moment ago")).expect("it listens");
+    local.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    local.read_exact(&mut [0]).expect("the target's greeting");
+    let pid = std::fs::read_to_string(place.path().join("pid")).expect("written before");
+    let runs = || std::fs::read_link(format!("/proc/{}/exe", pid.trim())).is_ok();
+    assert!(runs(), "it does");
+    drop(terminal);
+    until("it has left", || !runs());
+    until("and its pipes with it", || listed(&daemon) == serde_json::json!([]));
 }
 
 #[test]
