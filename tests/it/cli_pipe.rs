@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use crate::flaky::{Fault, Flaky, Weather};
+use crate::ports::free_port;
 use crate::process::{Daemon, PATIENCE, run, told, towpath};
 
 /// A target that sends back what it gets, and ends when it is told to.
@@ -105,10 +106,7 @@ fn connect_carries_both_directions_and_exits_with_zero() {
 
 #[test]
 fn connect_says_by_its_exit_code_why_there_is_no_pipe() {
-    let nobody = {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        listener.local_addr().expect("bound").to_string()
-    };
+    let nobody = format!("127.0.0.1:{}", free_port());
     let daemon = Daemon::start(&["--allow", &nobody]);
     let nowhere = format!("http://{nobody}");
     let cases: [(&[&str], i32, &str); 4] = [
@@ -127,8 +125,9 @@ fn connect_says_by_its_exit_code_why_there_is_no_pipe() {
 #[test]
 fn a_pipe_that_lost_its_daemon_ends_with_five_once_another_one_answers() {
     let target = echo().to_string();
-    let daemon = Daemon::start(&["--allow", &target]);
-    let address = daemon.address().to_owned();
+    // Another daemon gets the address of the first one, and nobody else meanwhile.
+    let address = format!("127.0.0.1:{}", free_port());
+    let daemon = Daemon::start(&["--allow", &target, "--listen", &address]);
     let mut command = towpath(&["connect", &daemon.url, &target]);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");

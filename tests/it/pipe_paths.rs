@@ -471,10 +471,7 @@ fn a_machine_that_slept_asks_at_once_whether_the_other_end_is_there() {
 #[test]
 fn doctor_says_how_pipes_get_through_and_whether_an_idle_one_lasts() {
     let target = echo().to_string();
-    let nobody = {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        listener.local_addr().expect("bound").to_string()
-    };
+    let nobody = format!("127.0.0.1:{}", crate::ports::free_port());
     let daemon = Daemon::start(&["--allow", &target, "--allow", &nobody]);
     let look = |flags: &[&str]| {
         let (exit, said) = told(&run(&[&["doctor", &daemon.url, "--json"], flags].concat()));
