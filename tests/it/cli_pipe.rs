@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+use crate::asking::figure;
 use crate::flaky::{Fault, Flaky, Weather};
 use crate::ports::free_port;
 use crate::process::{Daemon, PATIENCE, run, told, towpath};
@@ -283,12 +284,12 @@ fn pipes_are_listed_cut_and_killed_and_strangers_see_none() {
         "towpath_pipes_open 0",
         "towpath_pipes_attached 0",
         "towpath_pipes_detached 0",
-        // The first welcome and that of the resume were answered.
-        "towpath_pipe_round_trip_seconds_count 2",
     ];
     for line in lines {
         assert!(figures.lines().any(|found| found == line), "no line {line} in {figures}");
     }
+    // The first welcome and that of the resume were answered, and whatever was asked since.
+    assert!(figure(&daemon, "towpath_pipe_round_trip_seconds_count") >= 2);
 }
 
 #[test]
@@ -306,7 +307,12 @@ fn a_pipe_costs_the_daemon_no_thread() {
     let _first = open();
     let before = threads();
     let _pipes: Vec<TcpStream> = (0..50).map(|_| open()).collect();
-    assert!(threads() <= before + 1, "{} threads, {before} before", threads());
+    // Those that dialed the target may still be about to end.
+    let patience = Instant::now() + PATIENCE;
+    while threads() > before + 1 {
+        assert!(Instant::now() < patience, "{} threads, {before} before", threads());
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]
