@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use sha2::{Digest, Sha256};
 
+use crate::asking::figure;
 use crate::effort::not_run;
 use crate::flaky::{Fault, Flaky, Weather};
 use crate::front_scarce::ticks;
+use crate::ports::free_port;
 use crate::process::{Daemon, PATIENCE, lines, program, run, told, towpath};
 
 /// A target that sends back what it gets, and ends when it is told to.
@@ -192,10 +194,7 @@ fn connect_carries_both_directions_and_exits_with_zero() {
 
 #[test]
 fn connect_says_by_its_exit_code_why_there_is_no_pipe() {
-    let nobody = {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        listener.local_addr().expect("bound").to_string()
-    };
+    let nobody = format!("127.0.0.1:{}", free_port());
     let daemon = Daemon::start(&["--allow", &nobody]);
     let nowhere = format!("http://{nobody}");
     // No resolver has to be asked about a name that is longer than names are.
@@ -388,8 +387,9 @@ fn forward_without_descriptors_says_so_once_and_waits() {
 #[test]
 fn a_pipe_that_lost_its_daemon_ends_with_five_once_another_one_answers() {
     let target = echo().to_string();
-    let daemon = Daemon::start(&["--allow", &target]);
-    let address = daemon.address().to_owned();
+    // Another daemon gets the address of the first one, and nobody else meanwhile.
+    let address = format!("127.0.0.1:{}", free_port());
+    let daemon = Daemon::start(&["--allow", &target, "--listen", &address]);
     let mut command = towpath(&["connect", &daemon.url, &target]);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
@@ -540,12 +540,12 @@ fn pipes_are_listed_cut_and_killed_and_strangers_see_none() {
         "towpath_pipes_open 0",
         "towpath_pipes_attached 0",
         "towpath_pipes_detached 0",
-        // The first welcome and that of the resume were answered.
-        "towpath_pipe_round_trip_seconds_count 2",
     ];
     for line in lines {
         assert!(figures.lines().any(|found| found == line), "no line {line} in {figures}");
     }
+    // The first welcome and that of the resume were answered, and whatever was asked since.
+    assert!(figure(&daemon, "towpath_pipe_round_trip_seconds_count") >= 2);
 }
 
 #[test]
@@ -563,7 +563,12 @@ fn a_pipe_costs_the_daemon_no_thread() {
     let _first = open();
     let before = threads();
     let _pipes: Vec<TcpStream> = (0..50).map(|_| open()).collect();
-    assert!(threads() <= before + 1, "{} threads, {before} before", threads());
+    // Those that dialed the target may still be about to end.
+    let patience = Instant::now() + PATIENCE;
+    while threads() > before + 1 {
+        assert!(Instant::now() < patience, "{} threads, {before} before", threads());
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 
+use crate::ports::free_port;
 use crate::process::{Daemon, run, told, towpath};
 
 /// Runs a command against a daemon; it must work.
@@ -90,8 +91,9 @@ fn what_was_appended_is_there_after_a_restart() {
 
 #[test]
 fn a_follower_goes_on_over_a_restart_without_a_message_missing_or_twice() {
-    let mut daemon = Daemon::start(&[]);
-    let address = daemon.address().to_owned();
+    // It is started again at its address, and nobody else gets that meanwhile.
+    let address = format!("127.0.0.1:{}", free_port());
+    let mut daemon = Daemon::start(&["--listen", &address]);
     with(&daemon, &["stream", "create", "chat/4"]);
     with(&daemon, &["stream", "append", "chat/4", "before"]);
     let mut follower = spawn(&daemon, &["follow", "chat/4"]);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::effort::{not_run, remark};
+use crate::ports::free_port;
 use crate::process::Daemon;
 
 /// How long something of these may take: they are other people's programs, on a machine with other work.
@@ -224,8 +225,9 @@ fn follows_through_everything(
     stall: impl FnOnce(&mut Follower),
     go_on: impl FnOnce(&mut Follower),
 ) {
-    let mut daemon = Daemon::start(&[]);
-    let address = daemon.address().to_owned();
+    // It is started again at its address, and nobody else gets that meanwhile.
+    let address = format!("127.0.0.1:{}", free_port());
+    let mut daemon = Daemon::start(&["--listen", &address]);
     let mut appender = Appender::new(stream);
     let created = appender.agent.put(format!("{}/v1/streams/{stream}", daemon.url)).send_empty();
     assert_eq!(created.expect("it is made").status(), 201);

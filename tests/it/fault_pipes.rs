@@ -24,7 +24,7 @@ use crate::effort::{not_run, slow};
 use crate::flaky::{Fault, Flaky, Weather};
 use crate::namespaces::Namespaces;
 use crate::ports::free_port;
-use crate::process::{Daemon, PATIENCE, program};
+use crate::process::{Daemon, PATIENCE, copy_program, program};
 
 /// Writes `count` bytes and gives their hash.
 fn write_all(mut pipe: &Pipe, count: usize, piece: &[u8]) -> Vec<u8> {
@@ -202,7 +202,7 @@ impl Sshd {
             at("known")
         );
         std::fs::write(at("config"), config).expect("written");
-        std::fs::copy(program(), at("towpath")).expect("copied");
+        copy_program(program(), &home.path().join("towpath"));
         let user = match rustix::process::geteuid().is_root() {
             true => somebody().ok_or("there is no user besides root who could log in")?,
             false => {

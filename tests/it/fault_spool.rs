@@ -57,6 +57,8 @@ pub(crate) fn until_free(data: &Path) {
         assert!(Instant::now() < patience, "a killed daemon holds its directory");
         std::thread::sleep(Duration::from_millis(5));
     }
+    // By name: a child that another test forks just now has the file too, and would go on holding it.
+    flock(&lock, FlockOperation::Unlock).expect("it was locked");
 }
 
 /// Whether strace is there and may trace.

@@ -223,16 +223,16 @@ fn a_proxy_in_the_environment_is_used_but_not_for_this_machine() {
     let daemon = Daemon::start(&["--allow", &target, "--insecure"]);
     let (address, asked) = proxy(daemon.address().parse().expect("an address"), http_proxy);
     let proxy = format!("http://me:pw@{address}");
-    let with_proxy = |url: &str| {
-        let mut command = towpath(&["connect", url, &target, "--connect-timeout", "2"]);
+    let with_proxy = |url: &str, flags: &[&str]| {
+        let mut command = towpath(&[&["connect", url, &target], flags].concat());
         command.env("HTTP_PROXY", &proxy).env("HTTPS_PROXY", &proxy);
         Connect::start(&mut command)
     };
-    let mut connect = with_proxy("http://edge.example");
+    let mut connect = with_proxy("http://edge.example", &[]);
     connect.ask("through the proxy");
     assert_eq!(asked.recv_timeout(PATIENCE).expect("it was asked"), "CONNECT edge.example:80 HTTP/1.1");
     assert_eq!(connect.end().0, 0);
-    let mut connect = with_proxy(&daemon.url);
+    let mut connect = with_proxy(&daemon.url, &[]);
     connect.ask("directly");
     assert_eq!(connect.end().0, 0);
     assert!(asked.try_recv().is_err(), "nothing on this machine goes through a proxy");
@@ -241,7 +241,7 @@ fn a_proxy_in_the_environment_is_used_but_not_for_this_machine() {
     assert_eq!(Connect::start(&mut command).end().0, 6, "there is no such machine without the proxy");
     assert!(asked.try_recv().is_err(), "nothing that is excepted goes through a proxy");
     // There is no TLS behind this one: what counts is where it was asked for.
-    let connect = with_proxy("https://edge.example");
+    let connect = with_proxy("https://edge.example", &["--connect-timeout", "2"]);
     assert_eq!(asked.recv_timeout(PATIENCE).expect("it was asked"), "CONNECT edge.example:443 HTTP/1.1");
     assert_eq!(connect.end().0, 6, "never connected");
 }
@@ -504,10 +504,7 @@ fn a_machine_that_slept_asks_at_once_whether_the_other_end_is_there() {
 #[test]
 fn doctor_says_how_pipes_get_through_and_whether_an_idle_one_lasts() {
     let target = echo().to_string();
-    let nobody = {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        listener.local_addr().expect("bound").to_string()
-    };
+    let nobody = format!("127.0.0.1:{}", crate::ports::free_port());
     let daemon = Daemon::start(&["--allow", &target, "--allow", &nobody]);
     let look = |flags: &[&str]| {
         let (exit, said) = told(&run(&[&["doctor", &daemon.url, "--json"], flags].concat()));

@@ -37,8 +37,15 @@ fn build() -> PathBuf {
         .expect("cargo names the program it built");
     // The next build puts another program at the same path, with the features of its own.
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("towpath-{}", std::process::id()));
-    std::fs::copy(&built, &copy).expect("the program is copied");
+    copy_program(&built, &copy);
     copy
+}
+
+/// Copies a program that is run soon after, by another process: a child that another test forks would have the
+/// copy open for writing as this one had, and the system runs no program that somebody writes to.
+pub(crate) fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status().expect("cp runs");
+    assert!(copied.success(), "{} is copied", from.display());
 }
 
 /// A file of the tests' certificates.

@@ -4,8 +4,11 @@
 //! `$TOWPATH_URL` set. If the next block is a `text` one, what was printed must match it line by line; `…`
 //! stands for any characters, and a line that is only `…` for any lines.
 
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 
 use crate::process::{Daemon, program};
 
@@ -57,15 +60,32 @@ pub(crate) fn matches(promised: &str, found: &str) -> bool {
     fits(promised.trim(), found.trim())
 }
 
-/// A block that fails half way takes what it started with it: nobody would ever see why otherwise.
-const LEAVE_NOBODY: &str = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT";
+/// Runs a block to its end; how it ended, what it printed and what it complained about. What it left running in
+/// the background, which a block that fails does, is over with it, and nobody waits for that to be silent.
+fn played(mut bash: Command) -> (ExitStatus, String, String) {
+    let file = || tempfile::tempfile().expect("a temporary file");
+    let files = [file(), file()];
+    let [stdout, stderr] = files.each_ref().map(|file| file.try_clone().expect("a second handle"));
+    bash.stdin(Stdio::null()).stdout(stdout).stderr(stderr).process_group(0);
+    let mut running = bash.spawn().expect("bash runs");
+    let group = format!("-{}", running.id());
+    let status = running.wait().expect("it can be waited for");
+    // Nobody is left of most.
+    let _ = Command::new("kill").args(["-s", "KILL", "--", &group]).stderr(Stdio::null()).status();
+    let [printed, errors] = files.map(|mut file: File| {
+        let mut bytes = Vec::new();
+        file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("it is read again");
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    (status, printed, errors)
+}
 
 #[test]
 fn marked_blocks_do_what_they_promise() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    std::os::unix::fs::symlink(program(), folder.path().join("towpath")).expect("linked");
-    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap_or_default());
+    let programs = tempfile::tempdir().expect("a temporary folder");
+    std::os::unix::fs::symlink(program(), programs.path().join("towpath")).expect("linked");
+    let path = format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap_or_default());
     let mut pages = vec![root.join("README.md")];
     pages.extend(std::fs::read_dir(root.join("docs")).expect("docs/").flatten().map(|entry| entry.path()));
     let mut ran = 0;
@@ -75,21 +95,17 @@ fn marked_blocks_do_what_they_promise() {
         if blocks.is_empty() {
             continue;
         }
-        // One daemon and one folder a page: later blocks build on earlier ones, as for a reader.
+        // One daemon and one folder a page: later blocks build on earlier ones, as for a reader, and nobody
+        // takes what another page left for his own.
         let daemon = Daemon::start(&[]);
-        let place = tempfile::tempdir().expect("a temporary folder");
+        let folder = tempfile::tempdir().expect("a temporary folder");
         for block in blocks {
-            let output = Command::new("bash")
-                .args(["-euo", "pipefail", "-c", &format!("{LEAVE_NOBODY}\n{}", block.script)])
-                .env("PATH", &path)
-                .env("TOWPATH_URL", &daemon.url)
-                .current_dir(place.path())
-                .output()
-                .expect("bash runs");
+            let mut bash = Command::new("bash");
+            bash.args(["-euo", "pipefail", "-c", &block.script]).current_dir(folder.path());
+            bash.env("PATH", &path).env("TOWPATH_URL", &daemon.url);
+            let (status, printed, errors) = played(bash);
             let place = format!("{}:{}", page.display(), block.line);
-            let printed = String::from_utf8_lossy(&output.stdout);
-            let errors = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{place}: {}\n{printed}{errors}", output.status);
+            assert!(status.success(), "{place}: {status}\n{printed}{errors}");
             if let Some(promised) = &block.printed {
                 assert!(
                     matches(promised, &printed),

@@ -4,9 +4,8 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 use towpath::Rt;
-use towpath::client::session::{Client, Options};
+use towpath::client::session::Client;
 use towpath::front::{Role, Secret, Tokens, new_token};
-use towpath::state::session::Event;
 use tungstenite::{Message, WebSocket};
 
 use crate::asking::{connect, once, read_until};
@@ -68,12 +67,10 @@ fn what_was_opened_with_a_token_ends_when_a_reload_finds_it_gone() {
     let (mut ends, mut goes_on) = (gone.events(&daemon), stays.events(&daemon));
     let (mut closed, mut open) = (gone.socket(&daemon), stays.socket(&daemon));
     let wire = wire(&rt);
-    let (told, tellings) = rt.channel("events", 64);
-    let listener = move |event: &Event| _ = told.try_send(event.clone());
-    let listening = Options { listener: Some(std::sync::Arc::new(listener)), ..showing(&stays.token) };
     let refused = client_at(&rt, "gone", &wire, daemon.address(), showing(&gone.token));
-    let served = client_at(&rt, "stays", &wire, daemon.address(), listening);
+    let served = client_at(&rt, "stays", &wire, daemon.address(), showing(&stays.token));
     assert_eq!((who(&refused), who(&served)), (Ok("gone".into()), Ok("stays".into())));
+    let session = served.session();
     let (status, ticket) = once(&daemon, "POST /v1/ticket", &gone.header(), "");
     assert_eq!(status, 201, "{ticket}");
     let ticket: Value = serde_json::from_str(&ticket).expect("JSON");
@@ -116,9 +113,7 @@ fn what_was_opened_with_a_token_ends_when_a_reload_finds_it_gone() {
     open.send(Message::text(json!({"id": 1, "op": "follow", "s": "a"}).to_string())).expect("sent");
     open.read().expect("an answer");
     assert_eq!(who(&served), Ok("stays".into()));
-    let lost = std::iter::from_fn(|| tellings.try_recv().ok())
-        .find(|event| matches!(event, Event::Disconnected { .. }));
-    assert!(lost.is_none(), "{lost:?}");
+    assert_eq!(served.session(), session, "its session was not ended");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! River sessions: the recorded exchanges of the reference played against our server and our client, and what
-//! the reference's own tests check, on real threads over links in memory that can be cut.
+//! River sessions: the recorded exchanges of the reference played against our server, on simulated clocks, and
+//! our client, and what the reference's own tests check, on real threads over links in memory that can be cut.
 //!
 //! What the reference's own tests check, and which test here checks it (`m` is `src/state/session/tests.rs`, `p`
 //! `src/state/procedure/tests.rs`, `h` `src/state/handshake.rs`, `sim` `tests/it/sim_sessions`; others stand below):
@@ -56,7 +56,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use towpath::client::session::{Client, DialWith, Options};
+use towpath::client::session::{Caller, Client, DialWith, Dialer, Options};
 use towpath::engine::sessions::Settings;
 use towpath::rt::{Lock, Moment, Receiver, Rt};
 use towpath::service::server::{Builder, Memory, Server};
@@ -87,9 +87,13 @@ fn until(rt: &Rt, what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-/// Heartbeats that come when nobody waits for them, graces that do not end by themselves.
+/// A time no test waits for.
+const LONG: Duration = Duration::from_secs(100);
+
+/// Heartbeats that come when nobody waits for them; graces, handshakes and dials that do not end by themselves,
+/// however late a busy machine gets to them.
 fn quiet() -> Timing {
-    Timing { heartbeat: Duration::from_secs(100), grace: Duration::from_secs(100), ..Timing::default() }
+    Timing { heartbeat: LONG, grace: LONG, handshake: LONG, connect: LONG, ..Timing::default() }
 }
 
 /// A server and clients of it over lines in memory.
@@ -109,7 +113,10 @@ impl Stage {
     }
 
     fn built(timing: Timing, extra: Service, build: impl FnOnce(Builder) -> Builder) -> Stage {
-        let rt = Rt::real();
+        Stage::on(Rt::real(), timing, extra, build)
+    }
+
+    fn on(rt: Rt, timing: Timing, extra: Service, build: impl FnOnce(Builder) -> Builder) -> Stage {
         let services = Services::new().with(reference::interop()).with(extra);
         let settings = Settings { timing, ..Settings::default() };
         let server = build(Server::builder(&rt, services).settings(settings)).start().expect("threads");
@@ -143,6 +150,7 @@ fn open_streams(client: &Client) -> u64 {
 struct Remote {
     client: Client,
     lines: Arc<Lock<Vec<Line>>>,
+    /// Dials that were asked for; one that was given up may still be under way.
     dials: Arc<AtomicUsize>,
     /// Dials fail while this is set.
     unreachable: Arc<std::sync::atomic::AtomicBool>,
@@ -152,9 +160,8 @@ impl Remote {
     fn new(rt: &Rt, id: &str, memory: Memory, options: Options) -> Remote {
         let (lines, dials) = (Arc::new(Lock::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
         let unreachable = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let (kept, counted, refused) = (lines.clone(), dials.clone(), unreachable.clone());
+        let (kept, refused) = (lines.clone(), unreachable.clone());
         let dialer = DialWith::new(rt, move |ear| {
-            counted.fetch_add(1, Ordering::AcqRel);
             if refused.load(Ordering::Acquire) {
                 return Err(towpath::Error::new(towpath::Code::Io, "the network is away"));
             }
@@ -162,7 +169,8 @@ impl Remote {
             kept.lock().push(line);
             Ok(bearer)
         });
-        let client = Client::start(rt, id, "SERVER", Arc::new(dialer), options).expect("threads");
+        let dialer = Arc::new(Counting { dialer, dials: dials.clone() });
+        let client = Client::start(rt, id, "SERVER", dialer, options).expect("threads");
         Remote { client, lines, dials, unreachable }
     }
 
@@ -174,5 +182,18 @@ impl Remote {
 
     fn dials(&self) -> usize {
         self.dials.load(Ordering::Acquire)
+    }
+}
+
+/// Counts dials where the client decides to make one: their threads may run much later.
+struct Counting<D> {
+    dialer: D,
+    dials: Arc<AtomicUsize>,
+}
+
+impl<D: Dialer> Dialer for Counting<D> {
+    fn dial(&self, dial: u64, deadline: Moment, caller: &Caller) {
+        self.dials.fetch_add(1, Ordering::AcqRel);
+        self.dialer.dial(dial, deadline, caller);
     }
 }

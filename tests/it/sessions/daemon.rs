@@ -242,6 +242,8 @@ fn a_token_with_too_small_a_role_is_refused_by_every_service_and_keeps_its_sessi
     assert_eq!(asked, mirror::procedures_of(&schema), "every procedure is asked by every role");
     for (role, token) in &tokens {
         let client = client_called(&rt, role.as_str(), &wire, &daemon, showing(token));
+        assert!(client.rpc::<_, Value>("admin", "ping", &json!({})).is_ok());
+        let session = client.session();
         for (service, procedure, init, roles) in asks {
             let answer = client.rpc::<_, Value>(service, procedure, *init);
             let refused = answer.is_err_and(|why| why.code == "forbidden");
@@ -259,7 +261,7 @@ fn a_token_with_too_small_a_role_is_refused_by_every_service_and_keeps_its_sessi
         assert_eq!(refused, ![Role::Admin, Producer].contains(role), "parts by {}", role.as_str());
         let who: serde_json::Value = client.rpc("admin", "whoami", &json!({})).unwrap();
         assert_eq!((&who["name"], &who["roles"]), (&json!(role.as_str()), &json!([role.as_str()])));
-        assert!(client.is_connected(), "a refusal is the call's and not the session's");
+        assert_eq!(client.session(), session, "a refusal is the call's and not the session's");
     }
 
     let narrow = client_called(&rt, "narrow", &wire, &daemon, showing(&narrow));

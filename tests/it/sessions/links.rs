@@ -10,6 +10,7 @@ use towpath::state::handshake::{Expected, Refusal, RefusalCode, Request, Respons
 use towpath::state::seq::SendBounds;
 use towpath::state::session::{Cause, Event, HandshakeFailure};
 use towpath::state::value::Value;
+use towpath::testing::Sim;
 use towpath::wire::bearer::{self, Bearer, Carriers, Ear, Heard};
 
 use super::*;
@@ -297,13 +298,17 @@ fn a_v1_1_client_that_does_not_say_where_it_stands_learns_by_the_servers_id_whet
 
 #[test]
 fn a_server_beats_and_a_client_answers_so_that_an_idle_session_lives() {
-    let timing = Timing { heartbeat: Duration::from_millis(400), ..quiet() };
-    let stage = Stage::with(timing, Service::new("extra"));
-    let remote = stage.client();
-    assert!(remote.client.rpc::<_, Value>("interop", "echo", &1).is_ok());
-    // Without a beat it would be given up after 800 ms, or 1,200 at the latest.
-    stage.rt.sleep(Duration::from_millis(1_500));
-    assert_eq!((remote.dials(), remote.client.is_connected()), (1, true));
+    Sim::new(1)
+        .run(|test| {
+            let timing = Timing { heartbeat: Duration::from_millis(400), ..quiet() };
+            let stage = Stage::on(test.rt(), timing, Service::new("extra"), |builder| builder);
+            let remote = stage.client();
+            assert!(remote.client.rpc::<_, Value>("interop", "echo", &1).is_ok());
+            // Without a beat it would be given up after 800 ms, or 1,200 at the latest.
+            test.advance(Duration::from_secs(10));
+            assert_eq!((remote.dials(), remote.client.is_connected()), (1, true));
+        })
+        .assert_ok();
 }
 
 #[test]
@@ -357,20 +362,16 @@ impl Admission for Tokens {
                 ]);
                 Ok(Admitted {
                     metadata,
-                    // Asked for anew a moment after the handshake.
-                    expires_in: token.starts_with("short").then_some(HANDSHAKE + Duration::from_millis(20)),
+                    // Asked for anew a handshake's time before, which is a moment after this one.
+                    expires_in: token.starts_with("short").then_some(LONG + Duration::from_millis(20)),
                 })
             }
         }
     }
 }
 
-/// Long enough for a busy machine, short enough for a test that waits until it is over.
-const HANDSHAKE: Duration = Duration::from_secs(2);
-
 fn guarded(extra: Service) -> Stage {
-    let timing = Timing { handshake: HANDSHAKE, ..quiet() };
-    Stage::built(timing, extra, |builder| builder.admission(Tokens))
+    Stage::built(quiet(), extra, |builder| builder.admission(Tokens))
 }
 
 fn with_tokens(tokens: &'static [&'static str]) -> (Options, Arc<AtomicUsize>) {
@@ -404,8 +405,7 @@ fn handlers_learn_what_the_admission_made_of_the_handshake() {
 
 #[test]
 fn a_client_that_is_not_let_in_is_told_and_does_not_come_back() {
-    // A panic is written down with all that led to it before it is an answer: that takes a while in a debug build.
-    let stage = Stage::built(quiet(), metadata_service(), |builder| builder.admission(Tokens));
+    let stage = guarded(metadata_service());
     for (tokens, code) in [
         (&["bad"][..], RefusalCode::RejectedByCustomHandler),
         (&["panic"], RefusalCode::RejectedByCustomHandler),
