@@ -58,6 +58,7 @@ mod own_links;
 #[cfg(feature = "postgres")]
 mod own_relays;
 mod pipe_paths;
+mod pipe_trust;
 mod pipe_wire;
 mod pipes;
 mod ports;

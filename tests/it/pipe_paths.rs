@@ -15,7 +15,7 @@ use crate::flaky::{Fault, Flaky, Weather};
 use crate::process::{Daemon, PATIENCE, program, run, told, towpath};
 
 /// A running `towpath connect` to an echo.
-struct Connect {
+pub(crate) struct Connect {
     child: Killed,
     stdin: Option<ChildStdin>,
     stdout: ChildStdout,
@@ -23,7 +23,7 @@ struct Connect {
 }
 
 impl Connect {
-    fn start(command: &mut Command) -> Connect {
+    pub(crate) fn start(command: &mut Command) -> Connect {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
         let (tell, said) = sync_channel(10_000);
@@ -33,7 +33,7 @@ impl Connect {
         Connect { child: Killed(child), stdin, stdout, said }
     }
 
-    fn ask(&mut self, text: &str) {
+    pub(crate) fn ask(&mut self, text: &str) {
         self.stdin.as_mut().expect("open").write_all(text.as_bytes()).expect("it reads");
         let mut got = vec![0; text.len()];
         self.stdout.read_exact(&mut got).expect("it comes back");
@@ -59,7 +59,7 @@ impl Connect {
     }
 
     /// Ends its input, and gives the exit code and whatever it said that nobody has read.
-    fn end(mut self) -> (i32, String) {
+    pub(crate) fn end(mut self) -> (i32, String) {
         self.stdin = None;
         let mut rest = Vec::new();
         self.stdout.read_to_end(&mut rest).expect("it ends");
