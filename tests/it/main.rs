@@ -57,6 +57,7 @@ mod namespaces;
 mod own_links;
 #[cfg(feature = "postgres")]
 mod own_relays;
+mod pipe_cuts;
 mod pipe_paths;
 mod pipe_trust;
 mod pipe_wire;

@@ -3,7 +3,7 @@
 //!
 //! | # | trouble | shown by |
 //! |---|---|---|
-//! | 1 | a cut at every byte of the wire, either way | `codec::pipe::tests::a_cut_at_any_byte_of_the_wire_…`, `…a_second_cut_at_any_byte_of_the_resume_…`, `client::pipe::backed::tests::real_a_connection_may_break_after_any_byte`, `sim_pipes::sim_every_byte_arrives_once_…` |
+//! | 1 | a cut at every byte of the wire, either way | `pipe_cuts::a_plain_pipe_may_be_cut_after_any_byte`, `…a_pipe_to_a_daemon_…`, `codec::pipe::tests::a_cut_at_any_byte_of_the_wire_…`, `…a_second_cut_at_any_byte_of_the_resume_…`, `client::pipe::backed::tests::real_a_connection_may_break_after_any_byte`, `sim_pipes::sim_every_byte_arrives_once_…` |
 //! | 2 | storms of resets, cuts in the replay and the handshake, lost welcomes | `fault_pipes::fault_a_storm_of_cuts_…`, `codec::pipe::tests::a_lost_welcome_…`, `pipe_wire::a_lost_welcome_…` |
 //! | 3 | resume points: acked, sent, between, before, beyond | `pipe_wire::a_resume_point_is_the_truth_or_the_end`, `state::pipe::tests::a_resume_point_that_cannot_be_true_…` |
 //! | 4 | DATA that overlaps, repeats, leaves a gap, exceeds a limit or a frame | `pipe_wire::what_no_peer_may_say_…`, `…what_a_peer_may_say_…`, `state::pipe::tests::duplicates_drop_themselves_…` |
