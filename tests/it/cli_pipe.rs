@@ -303,7 +303,7 @@ fn a_forward_whose_terminal_is_closed_leaves() {
         daemon.url,
         said.display()
     );
-    let mut terminal = std::process::Command::new("/usr/bin/script");
+    let mut terminal = Command::new("/usr/bin/script");
     terminal.args(["-qc", &inside, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::null());
     let terminal = Killed(terminal.spawn().expect("it starts"));
     let address = || {

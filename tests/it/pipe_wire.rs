@@ -363,7 +363,9 @@ fn an_unknown_pipe_and_a_bad_proof_look_alike_in_words_and_in_time() {
 
 #[test]
 fn a_flood_of_bad_resumes_leaves_the_live_pipe_running_and_does_not_slow_it() {
-    const FLOODS: u64 = 1_000;
+    const ROUNDS: usize = 5;
+    const FLOODS: u64 = 200;
+    const PIECES: usize = 10;
     const PIECE: usize = 2 << 20;
     let rt = Rt::real();
     let listener = listener(&rt);
@@ -379,9 +381,9 @@ fn a_flood_of_bad_resumes_leaves_the_live_pipe_running_and_does_not_slow_it() {
     let there = AtomicUsize::new(0);
     let flooded = [AtomicU64::new(0), AtomicU64::new(0)];
     let done = AtomicBool::new(false);
-    let mut best = [Duration::MAX; 2];
+    let mut slowed = Vec::new();
     thread::scope(|scope| {
-        for _ in 0..4 {
+        for _ in 0..2 {
             scope.spawn(|| {
                 while !done.load(Ordering::SeqCst) {
                     let target = there.load(Ordering::SeqCst);
@@ -400,25 +402,33 @@ fn a_flood_of_bad_resumes_leaves_the_live_pipe_running_and_does_not_slow_it() {
             }
         });
         let mut sent = vec![0; PIECE];
-        // Each in turn, so that whatever else the machine does is the same for both.
-        for turn in 0..6 {
-            let target = turn % 2;
+        // How long a piece mostly takes while there is a flood there.
+        let mut piece_takes = |target: usize| {
             there.store(target, Ordering::SeqCst);
-            let until = flooded[target].load(Ordering::SeqCst) + FLOODS / 3 + 1;
-            while flooded[target].load(Ordering::SeqCst) < until {
+            let until = flooded[target].load(Ordering::SeqCst) + FLOODS;
+            let mut took = Vec::new();
+            while took.len() < PIECES || flooded[target].load(Ordering::SeqCst) < until {
                 let begun = Instant::now();
-                sent[PIECE - 1] ^= turn as u8 + 1;
+                sent[PIECE - 1] ^= 1;
                 (&ours).write_all(&sent).expect("it is open");
                 expect(&ours, &sent[PIECE - 1..]);
-                best[target] = best[target].min(begun.elapsed());
+                took.push(begun.elapsed());
             }
+            took.sort_unstable();
+            took[took.len() / 2].as_secs_f64()
+        };
+        for _ in 0..ROUNDS {
+            let aside = piece_takes(0);
+            slowed.push(piece_takes(1) / aside);
         }
         done.store(true, Ordering::SeqCst);
         ours.shutdown().expect("open");
         far.join().expect("no panic");
     });
-    let [aside, through] = best;
-    assert!(through < 4 * aside, "{through:?} for what takes {aside:?} when others are flooded");
+    // Whatever else the machine does may spoil a round or two.
+    slowed.sort_unstable_by(f64::total_cmp);
+    let half = slowed[ROUNDS / 2];
+    assert!(half < 4.0, "mostly {half:.1} times slower than when others are flooded: {slowed:.1?}");
     let lost = events.iter().find(|event| matches!(event, towpath::client::pipe::Event::Lost { .. }));
     drop(ours);
     assert!(lost.is_none(), "its carrier was disturbed: {lost:?}");

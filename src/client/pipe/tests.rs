@@ -1,5 +1,8 @@
 use super::*;
 use crate::engine::pipes::Limits;
+use crate::state::pipe::Liveness;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -329,6 +332,54 @@ fn real_shutting_down_wakes_a_writer_that_nobody_makes_room_for() {
     assert_eq!(got.len(), filled);
     theirs.write_all(b"still here").expect("room");
     (&ours).read_exact(&mut [0; 10]).expect("it comes");
+}
+
+/// A way to `to` for one connection, on which nothing goes up any more once `frozen` says so, until `over` ends.
+fn freezing(to: &PipeListener, frozen: Arc<AtomicBool>, over: std::sync::mpsc::Receiver<()>) -> SocketAddr {
+    let door = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let (address, to) = (door.local_addr().expect("bound"), to.address().expect("over TCP"));
+    thread::spawn(move || {
+        let (near, far) =
+            (door.accept().expect("somebody comes").0, TcpStream::connect(to).expect("it listens"));
+        let (mut from, mut back) = (far.try_clone().expect("a clone"), near.try_clone().expect("a clone"));
+        thread::spawn(move || io::copy(&mut from, &mut back));
+        let (mut near, mut far, mut buffer) = (near, far, [0; 4_096]);
+        while !frozen.load(Ordering::SeqCst) {
+            match near.read(&mut buffer) {
+                Ok(count @ 1..) => far.write_all(&buffer[..count]).expect("it is taken"),
+                _ => return,
+            }
+        }
+        over.recv().expect_err("nobody says anything");
+    });
+    address
+}
+
+#[test]
+fn real_shutting_down_wakes_a_writer_whose_carrier_takes_nothing() {
+    let rt = Rt::real();
+    // What the carrier does not take must be less than what the pipe would.
+    let window = 64 << 20;
+    // Nobody asks meanwhile whether the carrier is alive.
+    let liveness = Liveness { idle: 10 * PATIENCE, busy: 10 * PATIENCE, ..Liveness::NORMAL };
+    let settings = Settings { window, liveness, ..Settings::default() };
+    let listener = PipeListener::bind_with(&rt, "127.0.0.1:0", settings, None).expect("a free port");
+    let frozen = Arc::new(AtomicBool::new(false));
+    let (_end, over) = std::sync::mpsc::sync_channel(1);
+    let way = freezing(&listener, frozen.clone(), over);
+    let pipes = Pipes::start(&rt, Settings::default(), Server::none()).expect("threads");
+    let dialer = Arc::new(Plain::Tcp(way.ip().to_string(), way.port()));
+    let plan = Plan { window, liveness, ..Plan::new(dialer, "x") };
+    let ours = Pipe::open(&rt, &pipes.handle(), plan).expect("it opens");
+    ours.wait_connected(Some(PATIENCE)).expect("it connects");
+    frozen.store(true, Ordering::SeqCst);
+    let filled = fill(&ours);
+    assert!(filled < window as usize, "{filled} bytes");
+    let mut clone = ours.clone();
+    let writer = ends(move || clone.write(&[7; 65_536]).map(drop));
+    wait_until_blocked(&ours, 1);
+    ours.shutdown().expect("open");
+    assert_eq!(writer.recv_timeout(PATIENCE), Ok(Some(Ending::Eof)));
 }
 
 #[test]
