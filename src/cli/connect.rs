@@ -28,8 +28,8 @@ use crate::state::pipe::{End, Ending};
     Host *.work\n    \
       ProxyCommand towpath connect https://edge.example.com %h:%p\n    \
       ServerAliveInterval 0\n\n\
-    SIGHUP dials now: the network changed. SIGTERM and SIGINT end the pipe on both sides, a second one\n\
-    at once. One line on standard error tells of each loss and recovery.\n\
+    SIGHUP dials now: the network changed. SIGTERM, SIGINT and a closed terminal end the pipe on\n\
+    both sides, a second one at once. One line on standard error tells of each loss and recovery.\n\
     When nobody reads its output any more the next byte that comes ends it, as with nc and socat.\n\n\
     Exit codes: 0 both directions ended, 1 nobody takes the output, 3 not let in, 4 target refused,\n\
     not reached or not allowed, 5 the pipe was lost, 6 never connected, 7 protocol, 128 and its number\n\

@@ -26,8 +26,8 @@ use crate::wire::pace;
     towpath forward -L 127.0.0.1:8080:web:80 -L 2222:host:22 https://edge.example.com\n  \
     towpath forward -L 5433:unix:/run/postgresql/.s.PGSQL.5432 https://edge.example.com\n\n\
     It prints one line for each port when it listens, and runs until it is stopped.\n\
-    SIGHUP dials now: the network changed. SIGTERM and SIGINT stop it: it takes no more connections,\n\
-    ends its pipes on both sides and exits with 0; a second one ends it at once.")]
+    SIGHUP dials now: the network changed. SIGTERM, SIGINT and a closed terminal stop it: it takes\n\
+    no more connections, ends its pipes on both sides and exits with 0; a second one ends it at once.")]
 pub(super) struct Forward {
     /// `[address:]port:host:port` or `[address:]port:unix:/path`; port 0 takes any that is free
     #[arg(short = 'L', value_name = "SPEC", required = true)]
