@@ -8,7 +8,7 @@ mod backends;
 mod condition;
 mod entrance;
 mod figures;
-mod limits;
+pub(crate) mod limits;
 mod logger;
 mod notify;
 mod operations;

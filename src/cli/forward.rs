@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::Args;
@@ -13,6 +13,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use super::way::Way;
 use super::{Exit, Failure, say, signals};
+use crate::daemon::limits;
 use crate::engine::pipes::carrier::Socket;
 use crate::engine::pipes::http::HttpDialer;
 use crate::engine::pipes::{Event, Pipes, PipesHandle, Server, Settings};
@@ -86,6 +87,8 @@ struct Opener {
     dialer: Arc<HttpDialer>,
     /// The command was told to stop: how its pipes end is no news.
     stopping: Arc<AtomicBool>,
+    /// How many connections are carried.
+    carried: Arc<AtomicU64>,
 }
 
 /// How long nobody is accepted after the system had no descriptor for it: pipes that end give theirs back.
@@ -99,6 +102,7 @@ impl Forward {
         let rt = Rt::real();
         let specs: Vec<Spec> = self.local.iter().map(|spec| Spec::parse(spec)).collect::<Result<_, _>>()?;
         let dialer = self.way.dialer(&self.server)?;
+        limits::raise_descriptors();
         let pipes = Pipes::start(&rt, Settings::default(), Server::none())?;
         let mut poll = Poll::new()?;
         let stopping = Arc::new(AtomicBool::new(false));
@@ -112,7 +116,9 @@ impl Forward {
         })?;
         let mut ports: Vec<Port> =
             specs.into_iter().map(|spec| spec.listen(&poll)).collect::<Result<_, _>>()?;
-        let opener = Opener { pipes: pipes.handle(), way: self.way, dialer, stopping: stopping.clone() };
+        let carried = Arc::new(AtomicU64::new(0));
+        let opener =
+            Opener { pipes: pipes.handle(), way: self.way, dialer, stopping: stopping.clone(), carried };
         let mut events = Events::with_capacity(16);
         while !stopping.load(Ordering::SeqCst) {
             ports.iter_mut().for_each(|port| port.accept_all(&opener));
@@ -150,7 +156,10 @@ impl Spec {
 impl Port {
     /// Takes whoever waits, as far as the system lets it.
     fn accept_all(&mut self, opener: &Opener) {
-        loop {
+        while !opener.stopping.load(Ordering::SeqCst) {
+            if !opener.has_room() {
+                return self.stuck("as many are carried as there are descriptors for");
+            }
             let opened = match self.listener.accept() {
                 Ok((stream, peer)) => opener.open(stream, peer, &self.target),
                 Err(error) => match error.kind() {
@@ -160,7 +169,7 @@ impl Port {
                     }
                     // Who came was gone before it was accepted.
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => continue,
-                    _ => return self.stuck(&error),
+                    _ => return self.stuck(&error.to_string()),
                 },
             };
             if let Err(failure) = opened {
@@ -170,29 +179,42 @@ impl Port {
         }
     }
 
-    fn stuck(&mut self, error: &io::Error) {
+    fn stuck(&mut self, why: &str) {
         if !std::mem::replace(&mut self.is_stuck, true) {
-            let text = format!("cannot accept a connection to {}: {error}; others wait", self.target);
+            let text = format!("cannot accept a connection to {}: {why}; those who come wait", self.target);
             Failure::new(Exit::Failed, "accept_paused", text).report();
         }
     }
 }
 
 impl Opener {
+    /// Whether there are descriptors for both ends of one more. Connections that took the last ones would have none to
+    /// be carried by.
+    fn has_room(&self) -> bool {
+        self.carried.load(Ordering::SeqCst) < limits::descriptors() / 2
+    }
+
     fn open(&self, stream: TcpStream, peer: SocketAddr, target: &str) -> Result<(), Failure> {
         let mut plan = self.way.plan(&self.dialer, target);
         let name = format!("{peer} to {target}");
-        let (way, stopping) = (self.way.clone(), self.stopping.clone());
+        let (way, stopping, carried) = (self.way.clone(), self.stopping.clone(), self.carried.clone());
         plan.events = Arc::new(move |event| {
             way.tell(&name, &event);
-            if let Event::Over(end) = &event
-                && !stopping.load(Ordering::SeqCst)
+            let Event::Over(end) = &event else { return };
+            carried.fetch_sub(1, Ordering::SeqCst);
+            if !stopping.load(Ordering::SeqCst)
                 && let Err(failure) = super::connect::verdict(true, end)
             {
                 failure.report();
             }
         });
-        self.pipes.open_socket(plan, Socket::tcp(stream)?)?;
+        let socket = Socket::tcp(stream)?;
+        // Counted before it can end.
+        self.carried.fetch_add(1, Ordering::SeqCst);
+        if let Err(error) = self.pipes.open_socket(plan, socket) {
+            self.carried.fetch_sub(1, Ordering::SeqCst);
+            return Err(error.into());
+        }
         Ok(())
     }
 }

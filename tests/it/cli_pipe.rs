@@ -355,8 +355,7 @@ fn forward_without_descriptors_says_so_once_and_waits() {
     let target = echo().to_string();
     let daemon = Daemon::start(&["--allow", &target]);
     let mut command = towpath(&["forward", "-L", &format!("0:{target}"), &daemon.url]);
-    // Those that take the last descriptors have none to connect with, and give them back when they give up.
-    command.args(["--quiet", "--connect-timeout", "2"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.arg("--quiet").stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut running = Killed(command.spawn().expect("towpath starts"));
     let address = forwards_at(&mut running);
     let said = lines(running.0.stderr.take().expect("piped"));
@@ -367,6 +366,10 @@ fn forward_without_descriptors_says_so_once_and_waits() {
     let sockets: Vec<TcpStream> =
         (0..100).map(|_| TcpStream::connect(address).expect("the kernel takes it")).collect();
     heard(&said, "accept_paused");
+    // Those that were taken are carried, however many wait behind them.
+    let mut first = &sockets[0];
+    first.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    first.write_all(b"x").and_then(|()| first.read_exact(&mut [0])).expect("it comes back");
 
     // How busy it is while it can accept nothing: this is what is measured, not waited for.
     let (before, begun) = (ticks(running.0.id()), Instant::now());
