@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::fstat;
 use rustix::io::Errno;
 use socket2::SockRef;
 
@@ -82,14 +83,16 @@ enum Word {
     Over(End),
     /// Standard output has everything that came, or does not take it.
     Written(io::Result<()>),
-    /// Standard input has ended, and nobody reads standard output any more.
+    /// Standard input has ended.
+    Read,
+    /// The same, and nobody reads standard output any more.
     Alone,
     /// SIGTERM or SIGINT.
     Stop(i32),
 }
 
 /// One of each, which is all there can be: whoever sends never waits, and nothing is ever left out.
-const WORDS_MAX: usize = 4;
+const WORDS_MAX: usize = 5;
 
 /// How the pipe stands with its daemon.
 #[derive(Clone, Copy)]
@@ -141,22 +144,30 @@ impl Connect {
         pipes.handle().open_socket(plan, Socket::unix(theirs)?)?;
         // Standard input and output cannot be polled; a thread for each carries them to a socket that can.
         // Either may sit there for ever; the process does not wait for them.
-        let (input, alone) = (ours.try_clone()?, say_into(&tell));
+        let (input, say) = (ours.try_clone()?, say_into(&tell));
         rt.spawn("stdin", move || {
             // Not taken any more: the pipe is over, and whoever waits for that hears of it.
             let _ = carry(io::stdin().lock(), &input);
             if let Err(error) = input.shutdown(Shutdown::Write) {
                 log::debug!("pipes: ending a direction: {error}");
             }
+            say(Word::Read);
             match until_nobody_reads() {
-                Ok(()) => alone(Word::Alone),
+                Ok(()) => say(Word::Alone),
                 Err(error) => log::debug!("pipes: watching standard output: {error}"),
             }
         })?
         .detach();
         let written = say_into(&tell);
         rt.spawn("stdout", move || {
-            written(Word::Written(carry(&ours, io::stdout().lock()).and_then(|()| end_output())));
+            let carried = carry(&ours, io::stdout().lock());
+            if carried.is_ok()
+                && let Err(error) = end_output()
+            {
+                // Everything was written; that it was all is seen when this process ends.
+                log::debug!("pipes: ending standard output: {error}");
+            }
+            written(Word::Written(carried));
         })?
         .detach();
         let verdict = wait(&rt, &told, &link);
@@ -185,10 +196,11 @@ enum Stage {
     Alone {
         since: Moment,
     },
-    /// The pipe is over. What came before still goes out, unless nobody takes it by then.
+    /// The pipe is over. What came before still goes out: all of it after a good end, however slow its reader is;
+    /// otherwise what is taken by then.
     Over {
         end: End,
-        by: Moment,
+        by: Option<Moment>,
     },
 }
 
@@ -199,7 +211,7 @@ impl Stage {
             Stage::Carrying => None,
             // With a link it is up to the target; whether there still is one is looked at then.
             Stage::Alone { since } => Some(link.down_since().unwrap_or(now).max(*since) + ALONE_WAIT),
-            Stage::Over { by, .. } => Some(*by),
+            Stage::Over { by, .. } => *by,
         }
     }
 }
@@ -207,7 +219,7 @@ impl Stage {
 /// Waits for the pipe's end and for what it still brings, or for a reason to leave before.
 fn wait(rt: &Rt, told: &Receiver<Word>, link: &Lock<Link>) -> Result<(), Failure> {
     let mut stage = Stage::Carrying;
-    let mut is_written = false;
+    let (mut is_written, mut is_read) = (false, false);
     loop {
         let standing = look(link);
         let word = match stage.until(rt.now(), standing) {
@@ -224,12 +236,20 @@ fn wait(rt: &Rt, told: &Receiver<Word>, link: &Lock<Link>) -> Result<(), Failure
             (Stage::Over { end, .. }, Err(_)) => return verdict(connected, &end),
             // Nobody reads it any more, or the disk is full: what comes would have nowhere to go.
             (_, Ok(Word::Written(Err(error)))) => return Err(error.into()),
-            (stage, Ok(Word::Written(Ok(())))) => {
-                is_written = true;
-                stage
+            (stage, Ok(word @ (Word::Written(Ok(())) | Word::Read))) => {
+                is_written |= matches!(word, Word::Written(_));
+                is_read |= matches!(word, Word::Read);
+                match stage {
+                    // Whoever reads has all there will be, and nothing more is said: nobody waits for anything.
+                    Stage::Carrying if is_written && is_read => Stage::Alone { since: rt.now() },
+                    stage => stage,
+                }
             }
             (_, Ok(Word::Over(end))) if is_written => return verdict(connected, &end),
-            (_, Ok(Word::Over(end))) => Stage::Over { end, by: rt.now() + LINGER },
+            (_, Ok(Word::Over(end))) => {
+                let by = (end.code != Ending::Eof).then(|| rt.now() + LINGER);
+                Stage::Over { end, by }
+            }
             (Stage::Carrying, Ok(Word::Alone)) => Stage::Alone { since: rt.now() },
             (stage, Ok(Word::Alone)) => stage,
             (stage @ Stage::Alone { .. }, Err(RecvTimeoutError::Timeout)) => {
@@ -273,14 +293,15 @@ fn carry(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
 /// The target's direction is over, and whoever reads standard output is to see it while standard input goes on.
 fn end_output() -> io::Result<()> {
     let stdout = io::stdout();
-    // Where it is a socket, as an inetd has it, standard input may be the same one.
-    match SockRef::from(&stdout).shutdown(Shutdown::Write) {
-        Err(error) if !matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::NOTSOCK)) => {
-            log::debug!("pipes: ending a direction: {error}");
-        }
-        _ => {}
+    let (read, written) = (fstat(io::stdin())?, fstat(&stdout)?);
+    if (read.st_dev, read.st_ino) == (written.st_dev, written.st_ino) {
+        // One socket for both, as an inetd hands it over, or a terminal, which has no half.
+        return match SockRef::from(&stdout).shutdown(Shutdown::Write) {
+            Err(error) if error.raw_os_error() == Some(Errno::NOTSOCK.raw_os_error()) => Ok(()),
+            other => other,
+        };
     }
-    // Anything else ends by being closed. Its place is kept: nothing that is opened later may become it.
+    // It ends by being closed, unless others have it too. Its place is kept: nothing that is opened later may become it.
     let nowhere = File::options().write(true).open("/dev/null")?;
     Ok(rustix::stdio::dup2_stdout(&nowhere)?)
 }
@@ -290,10 +311,12 @@ fn until_nobody_reads() -> io::Result<()> {
     let stdout = io::stdout();
     // Asked for nothing, the system still tells of a broken pipe and of a closed socket.
     let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+    // A poll holds on to what it watches, which would not end for its reader while it lasts.
+    let a_while = Timespec { tv_sec: 1, tv_nsec: 0 };
     loop {
-        match poll(&mut watched, None) {
+        match poll(&mut watched, Some(&a_while)) {
+            Ok(0) | Err(Errno::INTR) => {}
             Ok(_) => return Ok(()),
-            Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -1,5 +1,6 @@
 //! What signals ask of a command that carries pipes: dial now, or go.
 
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -14,7 +15,7 @@ use crate::rt::Rt;
 const LEAVE_WAIT: Duration = Duration::from_secs(2);
 
 /// SIGHUP dials now: the network changed. The first SIGTERM or SIGINT calls `stop`, a second one ends the
-/// process at once. SIGHUP does the same where it means what it meant first: the terminal is gone.
+/// process at once. SIGHUP is like the first of them where it means what it meant first: the terminal is gone.
 pub(super) fn listen(
     rt: &Rt,
     pipes: &PipesHandle,
@@ -22,12 +23,14 @@ pub(super) fn listen(
 ) -> Result<(), Failure> {
     let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
     let pipes = pipes.clone();
-    let had_terminal = has_terminal();
+    let had_terminal = io::stdin().is_terminal();
     let thread = rt.spawn("signals", move || {
         let mut is_told = false;
         for signal in &mut signals {
             match signal {
-                SIGHUP if !had_terminal || has_terminal() => pipes.redial(),
+                SIGHUP if !had_terminal || io::stdin().is_terminal() => pipes.redial(),
+                // A shell sends one, and the system another when the shell has gone.
+                SIGHUP if is_told => {}
                 _ if is_told => std::process::exit(128 + signal),
                 _ => {
                     is_told = true;
@@ -39,11 +42,6 @@ pub(super) fn listen(
     // It waits for signals until the process ends.
     thread.detach();
     Ok(())
-}
-
-/// Whether this process can be reached from a terminal.
-fn has_terminal() -> bool {
-    std::fs::File::open("/dev/tty").is_ok()
 }
 
 /// Ends every pipe with a word to its daemon, which would keep it for its grace otherwise.

@@ -262,17 +262,7 @@ fn connect_ends_when_nobody_takes_what_comes() {
 
 #[test]
 fn who_reads_what_connect_prints_sees_the_end_of_it_while_it_is_still_written_to() {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let target = listener.local_addr().expect("bound").to_string();
-    let (tell, told) = sync_channel(1);
-    thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("a connection");
-        stream.write_all(b"bye").expect("it is there");
-        stream.shutdown(Shutdown::Write).expect("open");
-        let mut got = String::new();
-        stream.read_to_string(&mut got).expect("text");
-        tell.send(got).expect("somebody waits");
-    });
+    let (target, told) = ends_after(b"bye".to_vec());
     let daemon = Daemon::start(&["--allow", &target]);
     let mut command = towpath(&["connect", &daemon.url, &target]);
     let mut child =
@@ -288,6 +278,57 @@ fn who_reads_what_connect_prints_sees_the_end_of_it_while_it_is_still_written_to
 }
 
 #[test]
+fn a_reader_of_connect_that_is_slow_gets_all_of_it() {
+    let (target, _) = ends_after(text(180_000));
+    let daemon = Daemon::start(&["--allow", &target]);
+    let mut command = towpath(&["connect", &daemon.url, &target]);
+    let mut child = Killed(command.stdout(Stdio::piped()).spawn().expect("towpath starts"));
+    until("the pipe is over", || {
+        let (exit, said) = told(&run(&["connections", "ls", "--json", "--url", &daemon.url]));
+        exit == 0 && said.contains("eof")
+    });
+    // As long as what came after a bad end may take; how slow a reader may be has no bound.
+    thread::sleep(Duration::from_secs(32));
+    let mut got = Vec::new();
+    child.0.stdout.take().expect("piped").read_to_end(&mut got).expect("bytes");
+    assert!(got == text(180_000), "{} bytes", got.len());
+    assert_eq!(child.0.wait().expect("it ends").code(), Some(0));
+}
+
+/// A target that says something and ends, and what it heard.
+fn ends_after(words: Vec<u8>) -> (String, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let target = listener.local_addr().expect("bound").to_string();
+    let (tell, told) = sync_channel(1);
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        stream.write_all(&words).expect("it is there");
+        stream.shutdown(Shutdown::Write).expect("open");
+        let mut got = String::new();
+        stream.read_to_string(&mut got).expect("text");
+        tell.send(got).expect("somebody waits");
+    });
+    (target, told)
+}
+
+#[test]
+fn connect_that_has_all_and_was_told_all_leaves_when_its_connection_is_lost_for_long() {
+    let (target, _) = ends_after(b"bye".to_vec());
+    let daemon = Daemon::start(&["--allow", &target]);
+    let flaky = Flaky::start("127.0.0.1:0", daemon.address(), 1, Weather::default()).expect("a free port");
+    let mut command = towpath(&["connect", &format!("http://{}", flaky.address()), &target]);
+    let mut child =
+        Killed(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("towpath starts"));
+    let mut got = String::new();
+    child.0.stdout.take().expect("piped").read_to_string(&mut got).expect("text");
+    assert_eq!(got, "bye");
+    // The way is gone before its input ends.
+    drop(flaky);
+    drop(child.0.stdin.take());
+    assert_eq!(child.exit(), 5);
+}
+
+#[test]
 fn a_forward_whose_terminal_is_closed_leaves() {
     if !Path::new("/usr/bin/script").exists() {
         return not_run("a terminal to close needs /usr/bin/script, and there is none");
@@ -296,9 +337,10 @@ fn a_forward_whose_terminal_is_closed_leaves() {
     let daemon = Daemon::start(&["--allow", &target.to_string()]);
     let place = tempfile::tempdir().expect("a temporary folder");
     let said = place.path().join("said");
+    let port = free_port();
+    // A shell between them sends a SIGHUP of its own, beside the system's.
     let inside = format!(
-        "echo $$ > {}; exec {} forward -L 0:{target} {} > {}",
-        place.path().join("pid").display(),
+        "bash -ic '{} forward -L {port}:{target} {} > {}; true'",
         program().display(),
         daemon.url,
         said.display()
@@ -306,19 +348,12 @@ fn a_forward_whose_terminal_is_closed_leaves() {
     let mut terminal = Command::new("/usr/bin/script");
     terminal.args(["-qc", &inside, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::null());
     let terminal = Killed(terminal.spawn().expect("it starts"));
-    let address = || {
-        let text = std::fs::read_to_string(&said).ok()?;
-        text.split_whitespace().nth(1)?.parse::<SocketAddr>().ok()
-    };
-    until("it listens", || address().is_some());
-    let mut local = TcpStream::connect(address().expect("seen a moment ago")).expect("it listens");
+    until("it listens", || std::fs::read_to_string(&said).is_ok_and(|text| text.contains("forwarding")));
+    let mut local = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
     local.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     local.read_exact(&mut [0]).expect("the target's greeting");
-    let pid = std::fs::read_to_string(place.path().join("pid")).expect("written before");
-    let runs = || std::fs::read_link(format!("/proc/{}/exe", pid.trim())).is_ok();
-    assert!(runs(), "it does");
     drop(terminal);
-    until("it has left", || !runs());
+    until("it has left", || TcpStream::connect(("127.0.0.1", port)).is_err());
     until("and its pipes with it", || listed(&daemon) == serde_json::json!([]));
 }
 
