@@ -341,6 +341,10 @@ pub(crate) enum Order {
         end: End,
         answer: Box<dyn FnOnce(bool) + Send>,
     },
+    /// Ends a pipe that no carrier bears.
+    Evict {
+        id: PipeId,
+    },
     Cut {
         id: PipeId,
         answer: Box<dyn FnOnce(bool) + Send>,
@@ -498,9 +502,8 @@ impl Shared {
 
     /// Makes room for another pipe of the same principal.
     pub(crate) fn evict(&self, id: PipeId) {
-        let end = End::new(Ending::Evicted, "a newer pipe of the same principal needed the place");
         // Full: it stays a while longer; the limit is looked at again with the next pipe.
-        if self.port_of(id).try_send(Order::Kill { id, end, answer: Box::new(|_| {}) }).is_err() {
+        if self.port_of(id).try_send(Order::Evict { id }).is_err() {
             log::debug!("pipes: {id} was not evicted, its thread is busy");
         }
     }

@@ -285,6 +285,8 @@ impl Dialer for HttpDialer {
                         self.refused_upgrade.store(true, Ordering::Relaxed);
                         Ok(carrier)
                     }
+                    // The daemon itself, behind whatever does not pass the upgrade on.
+                    Err(Refusal::Status(second)) if is_final(&second) => Err(refused(&second)),
                     Err(_) => Err(refused(&answer)),
                 }
             }

@@ -90,6 +90,16 @@ impl Ledger {
         Ok(Place { evict, purse: account.purse.clone() })
     }
 
+    /// The pipe that has just entered is refused after all; nothing has to go for it.
+    pub(super) fn give_back(&self, principal: &Arc<str>, now: Moment, evict: Option<PipeId>) {
+        if let Some(account) = self.accounts.lock().of.get_mut(principal) {
+            account.open = account.open.saturating_sub(1);
+            if let Some(evict) = evict {
+                account.away.insert(0, (now, evict));
+            }
+        }
+    }
+
     /// The pipe that was expected never came to be.
     pub(super) fn leave(&self, principal: &Arc<str>) {
         if let Some(account) = self.accounts.lock().of.get_mut(principal) {
@@ -199,6 +209,20 @@ mod tests {
         assert!(ledger.enter(&ann, &LIMITS).is_err());
         ledger.gone(id(1), &ann);
         assert_eq!(open(&ledger, &ann, Moment::ZERO, &LIMITS), Ok(None));
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_accepts_costs_no_other_its_place() {
+        let ledger = Ledger::default();
+        let ann: Arc<str> = "ann".into();
+        for _ in 0..2 {
+            assert_eq!(open(&ledger, &ann, Moment::ZERO, &LIMITS), Ok(None));
+        }
+        assert_eq!(ledger.away(id(1), &ann, Moment::ZERO, 1), None);
+        let evict = open(&ledger, &ann, Moment::ZERO, &LIMITS).expect("in the place of the detached one");
+        assert_eq!(evict, Some(id(1)));
+        ledger.give_back(&ann, Moment::ZERO, evict);
+        assert_eq!(open(&ledger, &ann, Moment::ZERO, &LIMITS), Ok(Some(id(1))), "it is as it was");
     }
 
     #[test]

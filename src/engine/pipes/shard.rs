@@ -24,6 +24,7 @@ use std::net::Shutdown;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mio::{Events, Poll, Registry, Token};
@@ -139,8 +140,8 @@ enum Stage {
     Listening,
     /// This is to be sent before.
     Challenging(Challenge),
-    /// A thread connects to the target.
-    Connecting(Asked, Cancel),
+    /// A thread connects to the target, or will when it is this one's turn.
+    Connecting(Asked, Cancel, Arc<AtomicBool>),
     /// A thread connects to the replica that has the pipe.
     Reaching(Cancel),
 }
@@ -508,10 +509,25 @@ impl Shard {
                 if let Some(slot) = slot
                     && let Slot::Live(live) = &mut self.slots[slot]
                 {
-                    live.pipe.abort(end, &mut self.pool);
+                    match live.pipe.is_done() {
+                        // Only the goodbye is missing: that was a good end.
+                        true => live.pipe.kill(End::new(Ending::Eof, ""), &mut self.pool),
+                        false => live.pipe.abort(end, &mut self.pool),
+                    }
                     self.again.push(slot);
                 }
                 answer(slot.is_some());
+            }
+            Order::Evict { id } => {
+                if let Some(slot) = self.ids.get(&id).copied()
+                    && let Slot::Live(live) = &mut self.slots[slot]
+                    // It may have come back meanwhile, which no limit stands in the way of.
+                    && live.bearer.is_none()
+                {
+                    let why = "a newer pipe of the same principal needed the place";
+                    live.pipe.abort(End::new(Ending::Evicted, why), &mut self.pool);
+                    self.again.push(slot);
+                }
             }
             Order::Cut { id, answer } => {
                 let slot = self.ids.get(&id).copied();
@@ -536,10 +552,7 @@ impl Shard {
                             true => client.replace_at = Some(now),
                             false => {
                                 // One that is out may hang where the network was.
-                                client.attempts.end();
-                                if let Some(cancel) = client.cancel.take() {
-                                    cancel.cancel();
-                                }
+                                client.give_up_dialing();
                                 client.redial_at = Some(now);
                             }
                         }
@@ -569,7 +582,15 @@ impl Shard {
                     // Both ends have everything already: that was a good end.
                     && !live.pipe.is_done()
                 {
-                    live.pipe.abort(End::new(Ending::Killed, "it was closed"), &mut self.pool);
+                    let end = End::new(Ending::Killed, "it was closed");
+                    match &mut live.role {
+                        // There is no pipe yet, and nobody to tell.
+                        Role::Client(client) if client.known.is_none() => {
+                            client.give_up_dialing();
+                            live.pipe.kill(end, &mut self.pool);
+                        }
+                        _ => live.pipe.abort(end, &mut self.pool),
+                    }
                     self.again.push(slot);
                 }
             }

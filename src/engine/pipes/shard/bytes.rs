@@ -61,8 +61,9 @@ impl Shard {
                         break;
                     }
                 }
-                if visit.is_guest() && live.is_finished() {
-                    // Its end is told by the pipes' thread.
+                let is_over = live.pipe.over_with().is_some();
+                if visit.is_guest() && is_over && (live.bearer.is_some() || live.is_finished()) {
+                    // Its end, and that of its carrier, is for the pipes' thread.
                     self.slots[slot] = Slot::Live(live);
                     return self.again.push(slot);
                 }
@@ -427,14 +428,7 @@ impl Shard {
         self.shared.figures.lost();
         let draw = self.rand.next_u64();
         match &mut live.role {
-            Role::Server(server) => {
-                self.shared.figures.away();
-                let limit = self.shared.settings.limits.detached;
-                if let Some(evict) = self.shared.ledger.away(server.id, &server.principal, now, limit) {
-                    self.shared.evict(evict);
-                }
-                (self.shared.notes)(&Note::Detached { id: server.id, why: why.to_owned() });
-            }
+            Role::Server(server) => server.is_without_carrier(now, &self.shared, why),
             Role::Client(client) => {
                 client.lost_at = now;
                 client.replace_at = None;
@@ -490,10 +484,22 @@ impl Shard {
             // The peer may take its time to hear of it; whoever waits here need not.
             duct.set_state(State::Over(end.clone()));
         }
-        if matches!(live.role, Role::Server(_)) && live.bearer.is_none() && live.pipe.is_aborted() {
-            // Nothing of it is of use any more, and nobody is there to be told: whoever comes for it is told then.
-            let end = live.pipe.ending().cloned().expect("it was aborted");
-            live.pipe.kill(end, &mut self.pool);
+        if matches!(live.role, Role::Server(_)) && live.pipe.is_aborted() {
+            match &live.bearer {
+                // A client that reads nothing never hears of it; it has as long as for a goodbye.
+                Some(_) => _ = live.goodbye_by.get_or_insert(now + GOODBYE_WAIT),
+                // Nothing of it is of use any more, and nobody is there to be told: whoever comes is told then.
+                None => {
+                    let end = live.pipe.ending().cloned().expect("it was aborted");
+                    live.pipe.kill(end, &mut self.pool);
+                }
+            }
+        }
+        if live.pipe.over_with().is_some()
+            && let Some(bearer) = live.take_bearer()
+        {
+            // Both know that it is over; the peer waits for this. What is left is for the local side.
+            self.drop_bearer(bearer);
         }
         live.count(now, &self.shared);
         self.weigh(now, slot, &mut live);

@@ -164,7 +164,7 @@ impl Shard {
         let now = self.rt.now();
         for slot in 0..self.slots.len() {
             if let Slot::Greeter(greeter) = &self.slots[slot]
-                && let Stage::Connecting(_, cancel) | Stage::Reaching(cancel) = &greeter.stage
+                && let Stage::Connecting(_, cancel, _) | Stage::Reaching(cancel) = &greeter.stage
             {
                 cancel.cancel();
             }

@@ -157,6 +157,9 @@ impl Shard {
             (Ok(()), Ok(replayed)) => replayed,
             (Err(error), Ok(_)) => {
                 live.pipe.detach(dial);
+                if let Role::Client(client) = &mut live.role {
+                    client.lost_at = now;
+                }
                 let error = DialError::io("watching the carrier", &error);
                 return self.dial_failed(now, slot, live, error);
             }
@@ -204,8 +207,8 @@ impl Shard {
         let budget = if never { client.patience } else { client.grace };
         let spent = budget.is_some_and(|budget| now.since(client.lost_at) >= budget);
         let done = live.pipe.ending().is_some();
-        if done && error.end.code == Ending::UnknownPipe {
-            // The server has forgotten what both sides were done with.
+        if done && !error.retriable {
+            // The server is done with it as well, or has forgotten it: it ended the way it ended here.
             return live.pipe.closed_after_goodbye(&mut self.pool);
         }
         if done && now.since(client.lost_at) >= LINGER {
@@ -283,6 +286,16 @@ fn no_longer_than_away(now: Moment, lost_at: Moment, at: Moment) -> Moment {
     at.min(now + now.since(lost_at).max(REDIAL.first))
 }
 
+impl ClientSide {
+    /// Whatever attempt is out is not wanted any more.
+    pub(super) fn give_up_dialing(&mut self) {
+        self.attempts.end();
+        if let Some(cancel) = self.cancel.take() {
+            cancel.cancel();
+        }
+    }
+}
+
 pub(super) fn stand(pipe: &mut Pipe) -> Stand {
     let fin = pipe.peer_finished();
     let (recv, limit) = pipe.tell();
@@ -304,6 +317,10 @@ pub(super) fn attempt(
     want: &Want,
     stand_still: impl FnOnce() -> Option<Stand>,
 ) -> Result<Dialed, DialError> {
+    if cancel.is_cancelled() {
+        // Given up while it waited in line.
+        return Err(DialError::later(End::new(Ending::Superseded, "the attempt was given up")));
+    }
     let mut patience = Patience::new(rt, rt.now() + CONNECT_WAIT, cancel)
         .map_err(|error| DialError::io("preparing to connect", &error))?;
     dial::dial(dialer, &mut patience, epoch, want, stand_still)

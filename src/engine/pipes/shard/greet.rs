@@ -20,10 +20,19 @@ impl Shard {
 
     pub(super) fn turn_greeter(&mut self, now: Moment, slot: usize, mut greeter: Box<Greeter>) {
         if now >= greeter.deadline {
-            if let Stage::Connecting(asked, _) = &greeter.stage {
-                let text = format!("connecting to {} took too long", asked.target);
-                let end = End::new(Ending::TargetUnreachable, text);
-                return self.refuse(slot, greeter, end, None);
+            if let Stage::Connecting(asked, _, begun) = &greeter.stage {
+                let (end, again) = match begun.load(Ordering::SeqCst) {
+                    true => {
+                        let text = format!("connecting to {} took too long", asked.target);
+                        (End::new(Ending::TargetUnreachable, text), None)
+                    }
+                    // That says nothing about the target.
+                    false => {
+                        let text = "too many targets are being connected to";
+                        (End::new(Ending::Limit, text), Some(Duration::from_secs(1)))
+                    }
+                };
+                return self.refuse(slot, greeter, end, again);
             }
             return self.dismiss(slot, greeter);
         }
@@ -125,7 +134,7 @@ impl Shard {
 
     pub(super) fn dismiss(&mut self, slot: usize, mut greeter: Box<Greeter>) {
         match &greeter.stage {
-            Stage::Connecting(asked, cancel) => {
+            Stage::Connecting(asked, cancel, _) => {
                 self.shared.ledger.leave(&asked.principal);
                 cancel.cancel();
             }
@@ -207,12 +216,14 @@ impl Shard {
                 };
                 let cancel = self.rt.cancel_token();
                 greeter.deadline = now + CONNECT_WAIT + HANDSHAKE_WAIT;
-                greeter.stage = Stage::Connecting(asked, cancel.clone());
+                let begun = Arc::new(AtomicBool::new(false));
+                greeter.stage = Stage::Connecting(asked, cancel.clone(), begun.clone());
                 let serial = greeter.serial;
                 self.alarms.push(Reverse((greeter.deadline, slot, serial)));
                 self.slots[slot] = Slot::Greeter(greeter);
                 let (rt, port, shared) = (self.rt.clone(), self.port.clone(), self.shared.clone());
                 self.start(Box::new(move || {
+                    begun.store(true, Ordering::SeqCst);
                     let result = connect(&rt, &shared, &target, &cancel);
                     port.send(Order::Target { slot, serial, result });
                 }));
@@ -236,7 +247,7 @@ impl Shard {
         let Slot::Greeter(mut greeter) = std::mem::replace(&mut self.slots[slot], Slot::Free) else {
             unreachable!("looked at above")
         };
-        let Stage::Connecting(asked, _) = std::mem::replace(&mut greeter.stage, Stage::Listening) else {
+        let Stage::Connecting(asked, ..) = std::mem::replace(&mut greeter.stage, Stage::Listening) else {
             unreachable!("only a connecting one has a target out")
         };
         match result {
@@ -281,9 +292,6 @@ impl Shard {
                 return self.refuse(slot, greeter, end, Some(Duration::from_secs(1)));
             }
         };
-        if let Some(evict) = place.evict {
-            self.shared.evict(evict);
-        }
         let mut id = [0; 16];
         id[..8].copy_from_slice(&self.shared.owner);
         id[8..].copy_from_slice(&self.rt.secret::<8>());
@@ -316,9 +324,12 @@ impl Shard {
             _ => true,
         };
         if !accepted {
-            self.shared.ledger.gone(id, &asked.principal);
+            self.shared.ledger.give_back(&asked.principal, now, place.evict);
             let end = End::new(Ending::Limit, "too many pipes wait to be accepted");
             return self.refuse(slot, greeter, end, Some(Duration::from_millis(200)));
+        }
+        if let Some(evict) = place.evict {
+            self.shared.evict(evict);
         }
         let stand = stand(&mut pipe);
         let welcome = Welcome {
@@ -431,6 +442,12 @@ impl Shard {
             self.shared.figures.resume_refused(end.code);
             return self.refuse(slot, greeter, end, None);
         }
+        if let Some(end) = live.pipe.over_with().cloned() {
+            // Only its local side still takes what came.
+            self.slots[owner] = Slot::Live(live);
+            self.shared.figures.resume_refused(end.code);
+            return self.refuse(slot, greeter, end, None);
+        }
         if claim.epoch() <= live.pipe.epoch() {
             self.slots[owner] = Slot::Live(live);
             let end = End::new(Ending::Superseded, "a newer carrier bears the pipe");
@@ -458,7 +475,9 @@ impl Shard {
             live.pipe.detach(live.pipe.epoch());
             if live.detached_at.is_none() {
                 live.detached_at = Some(now);
-                self.shared.figures.away();
+                if let Role::Server(server) = &live.role {
+                    server.is_without_carrier(now, &self.shared, "its next carrier cannot be watched");
+                }
             }
             return self.settle(now, owner, live);
         }
@@ -513,7 +532,8 @@ impl Shard {
             id: server.id,
             secret: server.secret.clone(),
             principal: server.principal.clone(),
-            end: end.clone(),
+            // A peer's words may be long.
+            end: End::new(end.code, end.reason.chars().take(200).collect::<String>()),
         });
     }
 }
@@ -556,6 +576,9 @@ pub(super) fn connect(
         };
         End::new(code, format!("connecting to {target}: {error}"))
     };
+    if cancel.is_cancelled() {
+        return Err(End::new(Ending::Superseded, "nobody waits for it any more"));
+    }
     let mut patience = Patience::new(rt, rt.now() + CONNECT_WAIT + CONNECT_WAIT, cancel).map_err(failed)?;
     match target {
         Target::Unix(path) => {

@@ -62,6 +62,19 @@ impl Local {
     }
 }
 
+impl ServerSide {
+    /// The carrier is gone, and its client has yet to come back.
+    pub(super) fn is_without_carrier(&self, now: Moment, shared: &Shared, why: &str) {
+        shared.figures.away();
+        if let Some(evict) =
+            shared.ledger.away(self.id, &self.principal, now, shared.settings.limits.detached)
+        {
+            shared.evict(evict);
+        }
+        (shared.notes)(&Note::Detached { id: self.id, why: why.to_owned() });
+    }
+}
+
 impl Live {
     /// Bytes came from the peer, whatever they are.
     pub(super) fn heard(&mut self, now: Moment) {
