@@ -14,15 +14,15 @@
 //! | 9 | half-closes lost, replayed, crossing; resets | `state::pipe::tests::the_end_of_a_direction_…`, `…a_target_that_breaks_off_…`, `half_closes_and_resets_arrive_as_what_they_are`, `a_client_that_breaks_off_…` |
 //! | 10 | empty writes, single bytes, writes beyond the window | `bytes_one_by_one_none_at_all_and_more_than_a_window` |
 //! | 11 | racing resumes, late bytes and errors of old carriers | `pipe_wire::a_thousand_racing_resumes_…`, `state::pipe::tests::whatever_an_old_carrier_says_is_ignored` |
-//! | 12 | replacement under load; one that fails; GOAWAY | `a_carrier_is_replaced_under_load_…`, `a_replacement_that_fails_leaves_the_old_carrier`, `pipe_wire::a_server_that_drains_…` |
+//! | 12 | replacement under load; one that fails; GOAWAY | `a_carrier_is_replaced_under_load_…`, `a_replacement_that_fails_leaves_the_old_carrier`, `pipe_handshakes::a_replacement_whose_…`, `pipe_wire::a_server_that_drains_…` |
 //! | 13 | offsets near 2^32, 2^63, 2^64 | `state::pipe::tests::large_offsets_…`, `…at_the_last_offset_…` |
 //! | 14 | closing at any moment, twice, without a word; leaks | `client::pipe::backed::tests::real_closing_wakes_…`, `client::pipe::tests::real_closing_…`, `…real_starting_and_dropping_…` |
-//! | 15 | grace, targets that end while detached, sleep | `what_a_target_said_last_is_delivered_after_a_resume`, `a_pipe_nobody_comes_back_for_…`, `pipe_paths::a_machine_that_slept_…`, `pipe_paths::exit_codes_…` |
+//! | 15 | grace, targets that end while detached, sleep | `what_a_target_said_last_is_delivered_after_a_resume`, `a_pipe_nobody_comes_back_for_…`, `pipe_paths::a_machine_that_slept_…`, `pipe_limits::what_a_target_said_before_it_broke_off_…`, `…a_pipe_that_was_ended_while_…`, `pipe_handshakes::a_grace_that_ends_…`, `…a_client_that_shows_nothing_…` |
 //! | 16 | a server that restarted | `client::pipe::tests::real_a_server_that_restarted_…`, `cli_pipe::a_pipe_that_lost_its_daemon_…` |
 //! | 17 | strangers | `pipe_wire`: racing, recorded, mixed, unknown, flooding, half a handshake, claimed sizes; `pipe_trust`: targets and tokens that are taken back, networks in the clear; `tests/fuzz` |
 //! | 18 | resets, ends, holes, trickles, portals, proxies | `cli_pipe::a_forwarded_stream_survives_…`, `…silence_in_one_direction_…`, `pipe_paths::a_portal_…`, `pipe_paths::pipes_pass_http_proxies_…`, `a_link_that_brings_one_byte_at_a_time_…`, `pipe_trust::encrypted_carriers_…` |
-//! | 19 | standard input and output, exit codes | `cli_pipe::connect_…`, `pipe_paths::standard_input_may_end_…`, `pipe_paths::exit_codes_…` |
-//! | 20 | limits and crowds | `a_hundred_pipes_cut_at_once_all_come_back`, `client::pipe::tests::real_one_pipe_too_many_…`, `engine::pipes::ledger::tests` |
+//! | 19 | standard input and output, exit codes | `cli_pipe::connect_…`, `…told_to_stop_…`, `…a_forward_whose_terminal_…`, `pipe_paths::standard_input_may_end_…`, `pipe_paths::exit_codes_…` |
+//! | 20 | limits and crowds | `a_hundred_pipes_cut_at_once_all_come_back`, `client::pipe::tests::real_one_pipe_too_many_…`, `pipe_limits`, `cli_pipe::forward_without_descriptors_…`, `engine::pipes::ledger::tests` |
 //! | 21 | real ssh, scp and rsync | `fault_pipes::fault_ssh_scp_and_rsync_…` |
 //! | 22 | newer peers | `pipe_wire::what_a_peer_may_say_…` (a frame that may be skipped), `…a_handshake_in_the_wrong_order_or_of_another_version_…`, `codec::pipe::tests::a_known_frame_may_say_more_…` |
 
