@@ -353,7 +353,8 @@ fn a_forward_whose_terminal_is_closed_leaves() {
     local.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     local.read_exact(&mut [0]).expect("the target's greeting");
     drop(terminal);
-    until("it has left", || TcpStream::connect(("127.0.0.1", port)).is_err());
+    // Not by connecting: that would be one more pipe, which might begin just when it leaves.
+    until("it has left", || TcpListener::bind(("127.0.0.1", port)).is_ok());
     until("and its pipes with it", || listed(&daemon) == serde_json::json!([]));
 }
 
