@@ -17,31 +17,8 @@ impl Shard {
                 Local::socket(socket)
             }
         };
-        let live = Live {
-            serial: opening.serial,
-            window: opening.settings.window,
-            pipe: Pipe::new(opening.settings),
-            bearer: None,
-            local,
-            role: Role::Client(Box::new(opening.client)),
-            alarm: None,
-            detached_at: None,
-            stood: (0, 0),
-            goodbye_by: None,
-            dropped_at: None,
-            born: self.rt.wall(),
-            up: 0,
-            down: 0,
-            blocked_since: None,
-            duplicates: 0,
-            held: 0,
-            is_pressed: false,
-            guest_at: None,
-            is_watched: false,
-            stream: 0,
-            looked: (Moment::ZERO, 0),
-            was_full: false,
-        };
+        let (pipe, role) = (Pipe::new(opening.settings), Role::Client(Box::new(opening.client)));
+        let live = Live::new(opening.serial, pipe, local, role, self.rt.wall());
         self.clients += 1;
         self.serials.insert(opening.serial, slot);
         self.tick.get_or_insert((now, self.rt.wall()));

@@ -354,31 +354,8 @@ impl Shard {
             unconfirmed: Some(now),
             purse: place.purse,
         };
-        let live = Live {
-            serial,
-            window: pipe.window(),
-            pipe,
-            bearer: Some(bearer),
-            local,
-            role: Role::Server(server),
-            alarm: None,
-            detached_at: None,
-            stood: (0, 0),
-            goodbye_by: None,
-            dropped_at: None,
-            born: self.rt.wall(),
-            up: 0,
-            down: 0,
-            blocked_since: None,
-            duplicates: 0,
-            held: 0,
-            is_pressed: false,
-            guest_at: None,
-            is_watched: false,
-            stream: 0,
-            looked: (Moment::ZERO, 0),
-            was_full: false,
-        };
+        let mut live = Live::new(serial, pipe, local, Role::Server(server), self.rt.wall());
+        live.bearer = Some(bearer);
         self.ids.insert(id, slot);
         if matches!(live.local, Local::Duct(_)) {
             self.serials.insert(serial, slot);

@@ -76,6 +76,35 @@ impl ServerSide {
 }
 
 impl Live {
+    /// A pipe that no carrier bears yet.
+    pub(super) fn new(serial: u64, pipe: Pipe, local: Local, role: Role, born: rt::Wall) -> Live {
+        Live {
+            serial,
+            window: pipe.window(),
+            pipe,
+            bearer: None,
+            local,
+            role,
+            alarm: None,
+            detached_at: None,
+            stood: (0, 0),
+            goodbye_by: None,
+            dropped_at: None,
+            born,
+            up: 0,
+            down: 0,
+            blocked_since: None,
+            duplicates: 0,
+            held: 0,
+            is_pressed: false,
+            guest_at: None,
+            is_watched: false,
+            stream: 0,
+            looked: (Moment::ZERO, 0),
+            was_full: false,
+        }
+    }
+
     /// Bytes came from the peer, whatever they are.
     pub(super) fn heard(&mut self, now: Moment) {
         self.pipe.heard(now);
