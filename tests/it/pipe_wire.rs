@@ -42,12 +42,11 @@ impl Raw {
     }
 
     /// Behind the door of a daemon.
-    fn upgraded(daemon: &Daemon, token: &str) -> Raw {
-        let mut raw = Raw::dial(daemon.address().parse().expect("an address"));
+    pub(crate) fn upgraded(daemon: SocketAddr, token: &str) -> Raw {
+        let mut raw = Raw::dial(daemon);
         let request = format!(
-            "GET /v1/pipe HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: towpath-pipe/1\r\n\
+            "GET /v1/pipe HTTP/1.1\r\nHost: {daemon}\r\nConnection: Upgrade\r\nUpgrade: towpath-pipe/1\r\n\
              Authorization: Bearer {token}\r\n\r\n",
-            daemon.address()
         );
         raw.bytes(request.as_bytes());
         let (mut head, mut byte) = (Vec::new(), [0]);
@@ -152,7 +151,7 @@ impl Raw {
         Raw::dial(address).prove_on(known, epoch, stand, token)
     }
 
-    fn prove_on(
+    pub(crate) fn prove_on(
         self,
         known: &Known,
         epoch: u64,
@@ -471,14 +470,15 @@ fn a_known_caller_with_the_right_secret_of_anothers_pipe_is_told_that_there_is_n
     std::fs::write(&file, format!("{of_ann}\n{of_bob}\n")).expect("written");
     let target = echo().to_string();
     let daemon = Daemon::start(&["--allow", &target, "--token-file", file.to_str().expect("UTF-8")]);
-    let (mut live, known) = Raw::upgraded(&daemon, &ann).open_to(&target, None);
-    let (mut raw, _, proof) = Raw::upgraded(&daemon, &bob).prove_on(&known, 2, stand(0), None);
+    let at = daemon.address().parse().expect("an address");
+    let (mut live, known) = Raw::upgraded(at, &ann).open_to(&target, None);
+    let (mut raw, _, proof) = Raw::upgraded(at, &bob).prove_on(&known, 2, stand(0), None);
     raw.greet(&proof);
     let Greeting::Refuse(refuse) = raw.greeting() else { panic!("bob has ann's pipe") };
     assert_eq!((refuse.end.code, refuse.retriable), (Ending::UnknownPipe, false));
     // The words are those for a pipe that does not exist.
     let nobodys = Known { id: PipeId([1; 16]), ..known.clone() };
-    let (mut raw, _, proof) = Raw::upgraded(&daemon, &bob).prove_on(&nobodys, 2, stand(0), None);
+    let (mut raw, _, proof) = Raw::upgraded(at, &bob).prove_on(&nobodys, 2, stand(0), None);
     raw.greet(&proof);
     assert_eq!(raw.greeting(), Greeting::Refuse(refuse));
     // Ann's pipe does not notice, and she may take it over herself.
@@ -491,7 +491,7 @@ fn a_known_caller_with_the_right_secret_of_anothers_pipe_is_told_that_there_is_n
         }
     };
     assert!(b"undisturbed".starts_with(&echoed[..]) && !echoed.is_empty());
-    let (mut raw, mut asking, proof) = Raw::upgraded(&daemon, &ann).prove_on(&known, 3, stand(0), None);
+    let (mut raw, mut asking, proof) = Raw::upgraded(at, &ann).prove_on(&known, 3, stand(0), None);
     raw.greet(&proof);
     assert!(matches!(asking.step(raw.greeting()), Ok(Asked::Welcome(_))));
 }
